@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The base: the kernel source that the series is on, as patches/base pins it."""
+
+import hashlib
+import os
+import re
+import shutil
+
+from common import CACHE, PATCHES, LabError, output, read_fields, say, step, succeeds
+
+SOURCES = CACHE / "sources"
+
+
+def pinned():
+    """Returns what patches/base says."""
+    fields = read_fields(PATCHES / "base")
+    for key in ("release", "package", "version", "sha256", "tree", "remote", "branch"):
+        if key not in fields:
+            raise LabError(f"{PATCHES / 'base'} has no line '{key}:'")
+    return fields
+
+
+def sha256(path):
+    """Returns a file's checksum."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def apt_update():
+    """Brings the package lists up to date."""
+    step("reading the archive's package lists", ["apt-get", "-q", "update"], "apt-update")
+
+
+def candidates():
+    """Returns the kernel source packages that the archive has, as (name, version)."""
+    names = output(["apt-cache", "search", "--names-only", r"^linux-source-[0-9.]+$"])
+    found = []
+    for name in sorted(line.split()[0] for line in names.splitlines()):
+        for line in output(["apt-cache", "madison", name]).splitlines():
+            found.append((name, line.split("|")[1].strip()))
+    return list(dict.fromkeys(found))
+
+
+def release_key(version):
+    """Orders package versions by the numbers in them, release candidates first."""
+    upstream = version.split("-")[0]
+    match = re.fullmatch(r"([0-9.]+)(?:~rc([0-9]+))?", upstream)
+    if not match:
+        return ((0,), 0)
+    return (tuple(int(part) for part in match[1].split(".")), int(match[2] or 1000))
+
+
+def nearest(base, found):
+    """Returns the package nearest to the pinned one: the next newer, else the newest."""
+    if not found:
+        raise LabError("the archive has no linux-source package; is the network there?")
+    wanted = release_key(base["version"])
+    newer = [item for item in found if release_key(item[1]) >= wanted]
+    if newer:
+        return min(newer, key=lambda item: release_key(item[1]))
+    return max(found, key=lambda item: release_key(item[1]))
+
+
+def unpack(package, destination):
+    """Unpacks the kernel tree of a source package into an empty directory."""
+    scratch = destination.with_name(destination.name + ".package")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(destination, ignore_errors=True)
+    destination.mkdir(parents=True)
+    step("unpacking the package", ["dpkg", "-x", package, scratch], "unpack-package")
+    archives = list(scratch.glob("usr/src/linux-source-*.tar.*"))
+    if len(archives) != 1:
+        raise LabError(f"{package} holds no kernel source archive; delete it and run this again")
+    step(
+        "unpacking the kernel source (15 seconds)",
+        ["tar", "-C", destination, "--strip-components=1", "-xf", archives[0]],
+        "unpack-source",
+    )
+    shutil.rmtree(scratch)
+    # Debian's own rules hide every new file from 'git status'.
+    ignore = destination / ".gitignore"
+    text = ignore.read_text()
+    ignore.write_text(re.sub(r"\n#\n# Debian packaging:.*", "\n", text, flags=re.DOTALL))
+
+
+def fetch():
+    """Downloads the base, or the nearest there is, and returns (package file, name, version)."""
+    base = pinned()
+    SOURCES.mkdir(parents=True, exist_ok=True)
+    wanted = SOURCES / f"{base['package']}_{base['version']}.deb"
+    if wanted.exists() and sha256(wanted) == base["sha256"]:
+        return wanted, base["package"], base["version"]
+
+    apt_update()
+    found = candidates()
+    name, version = base["package"], base["version"]
+    if (name, version) not in found:
+        name, version = nearest(base, found)
+        say(
+            f"{base['package']} {base['version']} has left the archive;"
+            f" taking the nearest there is, {name} {version}"
+        )
+    target = SOURCES / f"{name}_{version}.deb"
+    download(name, version, target)
+    if (name, version) == (base["package"], base["version"]) and sha256(target) != base["sha256"]:
+        target.unlink()
+        raise LabError(
+            f"{name} {version} does not have the checksum that patches/base states;"
+            " the download is deleted. Check the mirror, then run this again."
+        )
+    return target, name, version
+
+
+def download(name, version, target):
+    """Downloads a package; what an interruption leaves is started anew."""
+    if target.exists() and succeeds(["dpkg", "-I", target]):
+        return
+    scratch = SOURCES / "download"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    # apt drops to its own user for downloads, who cannot write here.
+    command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", f"{name}={version}"]
+    step(f"downloading {name} {version} (160 MiB)", command, "download", cwd=scratch)
+    (package,) = scratch.glob("*.deb")
+    os.replace(package, target)
+    shutil.rmtree(scratch)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What every program of the lab shares: its places, its errors, its steps."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+LAB = REPO / "scripts" / "lab"
+PATCHES = REPO / "patches"
+CACHE = pathlib.Path(
+    os.environ.get("KVM_USERFAULT_CACHE")
+    or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    / "kvm-userfault"
+)
+LOGS = CACHE / "log"
+
+
+class LabError(Exception):
+    """Something the user has to know, in words the user can act on."""
+
+
+def add_common_options(parser):
+    """Options that every program has; scripts/lab/enter acts on some of them first."""
+    parser.add_argument("--cache", metavar="DIR", help="where the lab keeps what it makes")
+    parser.add_argument("--delete-cache", action="store_true", help="delete the cache and stop")
+    parser.add_argument(
+        "--host-tools",
+        action="store_true",
+        help="use the host's own tools instead of a Debian 13 root file system",
+    )
+
+
+def main(function):
+    """Runs a program, turning its errors into a message and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(function())
+    except LabError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run it again to go on")
+
+
+def say(text):
+    """Shows a step to the user."""
+    print(f"==> {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def lock(name):
+    """Keeps other runs of the lab from changing the same part of the cache."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{name}.lock", "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another run that uses {CACHE}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def tail(path, lines=20):
+    """Returns the last lines of a file."""
+    try:
+        text = pathlib.Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def no_space(path):
+    """Returns a hint when the file system of a path is full, else nothing."""
+    free = shutil.disk_usage(path).free
+    if free < 64 << 20:
+        return f" The file system of {path} is full: make room and run this again."
+    return ""
+
+
+class Ticker:
+    """Shows that a long step is alive: a line every 30 seconds."""
+
+    def __init__(self, what, log):
+        self.what, self.log, self.done = what, log, threading.Event()
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self._tick, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+
+    def _tick(self):
+        start = time.monotonic()
+        while not self.done.wait(30):
+            try:
+                lines = sum(1 for _ in open(self.log, "rb"))
+            except OSError:
+                lines = 0
+            elapsed = int(time.monotonic() - start)
+            print(f"    {self.what}: {elapsed} s, {lines} lines of log", file=sys.stderr, flush=True)
+
+
+def step(what, command, log, *, cwd=None, env=None, stdin=None):
+    """Runs a command of a named step with its output in a log."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    path = LOGS / f"{log}.log"
+    say(f"{what} (log: {path})")
+    command = [str(word) for word in command]
+    with open(path, "w", encoding="utf-8") as out, Ticker(what, path):
+        out.write(f"$ {shlex.join(command)}\n")
+        out.flush()
+        try:
+            result = subprocess.run(
+                command,
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                stdin=stdin or subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise LabError(missing_tool(command[0])) from error
+    if result.returncode:
+        print(tail(path), file=sys.stderr)
+        raise LabError(
+            f"the step '{what}' failed with code {result.returncode}; the end of its log is"
+            f" above, all of it in {path}.{no_space(CACHE)}"
+        )
+    return path
+
+
+def missing_tool(name):
+    """Returns what to say about a tool that is not there."""
+    return (
+        f"{name} is missing. Run without --host-tools, or install the packages that"
+        " scripts/lab/packages names."
+    )
+
+
+def output(command, **kwargs):
+    """Runs a short command and returns what it printed."""
+    command = [str(word) for word in command]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+    except FileNotFoundError as error:
+        raise LabError(missing_tool(command[0])) from error
+    if result.returncode:
+        raise LabError(
+            f"'{shlex.join(command)}' failed: {(result.stderr or result.stdout).strip()}"
+            f"{no_space(CACHE)}"
+        )
+    return result.stdout
+
+
+def succeeds(command, **kwargs):
+    """Says whether a short command succeeds, without its output."""
+    command = [str(word) for word in command]
+    return subprocess.run(command, capture_output=True, check=False, **kwargs).returncode == 0
+
+
+def write_if_changed(path, text):
+    """Writes a file only when its content differs, so that make sees no change."""
+    path = pathlib.Path(path)
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_fields(path):
+    """Reads a file of 'key: value' lines."""
+    fields = {}
+    for line in pathlib.Path(path).read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            match = re.fullmatch(r"([a-z0-9-]+): *(.*)", line)
+            if not match:
+                raise LabError(f"{path}: '{line}' is not of the form 'key: value'")
+            fields[match[1]] = match[2]
+    return fields

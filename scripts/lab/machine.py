@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Boots QEMU machines with EL2, on which real KVM guests run."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import selectors
+import subprocess
+import tempfile
+import time
+
+import kernel
+from common import LOGS, LabError, missing_tool, say
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """A kind of host for KVM."""
+
+    cpu: str
+    options: str = ""
+    command_line: str = ""
+    memory: str = "2G"
+
+
+MACHINES = {
+    "vhe": Machine("max"),
+    "nofwb": Machine("neoverse-n1"),
+    "nvhe": Machine("max", command_line="kvm-arm.mode=nvhe"),
+    "protected": Machine("max", command_line="kvm-arm.mode=protected"),
+    "nested": Machine("max", command_line="kvm-arm.mode=nested"),
+}
+
+
+def command_archive(directory, command, shell):
+    """Packs what the machine is to run, to be loaded after the initial RAM file system."""
+    root = pathlib.Path(directory) / "root"
+    root.mkdir()
+    (root / "command").write_text(command + "\n")
+    if shell:
+        (root / "shell").touch()
+    target = pathlib.Path(directory) / "command.cpio.gz"
+    kernel.archive(root, target)
+    return target
+
+
+def qemu(machine, image, initrd, extra):
+    """Returns the command that boots a machine."""
+    options = "virt,virtualization=on,gic-version=3" + machine.options
+    words = f"console=ttyAMA0 panic=-1 quiet {machine.command_line} {extra}".split()
+    return [
+        *("qemu-system-aarch64", "-M", options, "-cpu", machine.cpu, "-smp", "2"),
+        *("-m", machine.memory, "-nic", "none", "-nographic", "-no-reboot"),
+        *("-kernel", image, "-initrd", initrd, "-append", " ".join(words)),
+    ]
+
+
+def boot(name, build, initrd, command, *, shell=False, timeout=600, show=True, extra=""):
+    """Boots a machine, runs a command on it and returns (exit code, lines of its console)."""
+    image = build / "arch/arm64/boot/Image"
+    say(f"booting the {name} machine ({build.name} kernel)")
+    with tempfile.TemporaryDirectory() as directory:
+        combined = pathlib.Path(directory) / "initrd"
+        part = command_archive(directory, command, shell)
+        with open(combined, "wb") as out:
+            for path in (initrd, part):
+                out.write(path.read_bytes())
+                out.write(b"\0" * (-out.tell() % 4))
+        words = [str(word) for word in qemu(MACHINES[name], image, combined, extra)]
+        try:
+            if shell:
+                return subprocess.run(words, check=False).returncode, []
+            return watch(words, f"boot-{build.name}-{name}", timeout, show)
+        except FileNotFoundError as error:
+            raise LabError(missing_tool(words[0])) from error
+
+
+def watch(words, log, timeout, show):
+    """Runs a machine to its end, showing its console, and returns (exit code, lines)."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    path = LOGS / f"{log}.log"
+    lines, code = [], None
+    end = time.monotonic() + timeout
+    with (
+        open(path, "w", encoding="utf-8") as out,
+        subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            for line in console(process, end):
+                out.write(line + "\n")
+                match = re.match(r"lab: ended with (\d+)", line)
+                if match:
+                    code = int(match[1])
+                    continue
+                lines.append(line)
+                if show:
+                    print(line, flush=True)
+        finally:
+            process.kill()
+    if code is None:
+        late = time.monotonic() >= end
+        why = f"did not finish in {timeout} seconds" if late else "stopped before its command ended"
+        if not show:
+            print("\n".join(lines[-20:]))
+        raise LabError(f"the machine {why}; its console is in {path}")
+    return code, lines
+
+
+def console(process, end):
+    """Yields the lines of a machine's console until it ends or its time is up."""
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while time.monotonic() < end:
+            if not selector.select(timeout=1):
+                continue
+            chunk = os.read(process.stdout.fileno(), 65536)
+            if not chunk:
+                break
+            *complete, rest = (rest + chunk).split(b"\n")
+            for line in complete:
+                yield line.decode(errors="replace").rstrip("\r")
+    if rest:
+        yield rest.decode(errors="replace").rstrip("\r")

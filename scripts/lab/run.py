@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Applies the series, builds it, and runs it on a QEMU machine that hosts KVM guests.
+
+Without a command the selftests of the series run, through kselftest's own
+runner, and restore a guest on demand. A second run does only what has changed.
+"""
+
+import argparse
+import re
+import shlex
+
+import kernel
+import machine
+import tree
+from common import add_common_options, main
+
+# The selftests of the series, as kselftest's runner knows them.
+TESTS = ["userfault_test", "userfault_restore"]
+
+
+# Where KUnit shows what the suite found when the machine booted.
+KUNIT = "/sys/kernel/debug/kunit/kvm_arm64_userfault/results"
+
+
+def suite(tests=TESTS):
+    """Returns the command that shows KUnit's results and runs selftests on the machine."""
+    names = " ".join(f"-t kvm:{name}" for name in tests)
+    return f"[ ! -e {KUNIT} ] || cat {KUNIT}; cd /kselftest && ./run_kselftest.sh {names}"
+
+
+def failures(lines):
+    """Returns the tests that failed, from the report of kselftest's runner."""
+    return [line for line in lines if re.match(r"[# ]*not ok \d", line)]
+
+
+def program():
+    """Runs the machine that was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common_options(parser)
+    parser.add_argument("--machine", choices=machine.MACHINES, default="vhe", help="default: vhe")
+    parser.add_argument("--pages", choices=("4k", "16k", "64k"), default="4k", help="default: 4k")
+    parser.add_argument("--tree", metavar="DIR", help="a kernel checkout to use as the base")
+    parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
+    parser.add_argument("--shell", action="store_true", help="give a prompt on the machine")
+    parser.add_argument("--timeout", type=int, default=600, metavar="S", help="default: 600")
+    parser.add_argument("command", nargs="*", help="what to run on the machine, after --")
+    args = parser.parse_args()
+
+    source = tree.user_tree(args.tree) if args.tree else tree.ready()
+    build = kernel.kernel(source, args.pages, args.jobs)
+    initrd = kernel.initrd(build, kernel.selftests(source, build, args.jobs))
+    command = shlex.join(args.command) if args.command else suite()
+    code, lines = machine.boot(
+        args.machine, build, initrd, command, shell=args.shell, timeout=args.timeout
+    )
+    return code or bool(failures(lines) if not args.command else [])
+
+
+if __name__ == "__main__":
+    main(program)

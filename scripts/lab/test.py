@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Proves this repo: its scripts, the patches, their Rust, the kernels they make
+and what these do on machines. One line a check, and a count at the end."""
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+
+import kernel
+import machine
+import mutants
+import run
+import tree
+from common import LAB, PATCHES, REPO, LabError, add_common_options, main, output, step, tail
+from overlay import overlays
+
+# The machines that the selftests run on, and the mutants that are tried, each time.
+MACHINES = ["vhe", "nofwb"]
+QUICK_MUTANTS = [
+    "fault-ignores-mark",
+    "thp-covers-mark",
+    "enable-invalidates-nothing",
+    "disable-invalidates",
+]
+
+# What checkpatch may say, and why that stays.
+CHECKPATCH_EXCEPTIONS = {
+    "Missing Signed-off-by: line(s)": "whoever sends the series signs it",
+    "does MAINTAINERS need updating?": "the last patch does so",
+}
+
+
+class Checks:
+    """Runs checks, a line each, and counts them."""
+
+    def __init__(self, only):
+        self.only, self.passed, self.failed = only, 0, 0
+
+    def check(self, name, function, *arguments):
+        """Runs a check: it fails by an exception or by returning what is wrong."""
+        if self.only and not any(word in name for word in self.only):
+            return None
+        start = time.monotonic()
+        wrong, result = "", None
+        try:
+            result = function(*arguments)
+            wrong = result if isinstance(result, str) else ""
+        except LabError as error:
+            wrong = str(error)
+        seconds = time.monotonic() - start
+        if wrong:
+            self.failed += 1
+            print(f"FAIL  {name} ({seconds:.0f} s)\n{wrong}", flush=True)
+            return None
+        self.passed += 1
+        print(f"ok    {name} ({seconds:.0f} s)", flush=True)
+        return result
+
+
+def shell_scripts():
+    """Runs shellcheck on the scripts that are shell."""
+    scripts = [
+        path
+        for path in [*(REPO / "scripts").iterdir(), LAB / "enter", LAB / "init", REPO / ".ci/run"]
+        if path.is_file() and path.read_bytes().startswith(b"#!")
+    ]
+    output(["shellcheck", *scripts])
+
+
+def lab_tests():
+    """Runs the lab's own tests."""
+    result = subprocess.run(
+        [sys.executable, "-m", "unittest", "discover", "-s", str(LAB / "tests")],
+        cwd=LAB,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stderr if result.returncode else None
+
+
+def series_check():
+    """Compares patches, mirrored folders and tree."""
+    return "\n".join(tree.check())
+
+
+def rust_files(source):
+    """Returns the Rust files that the series adds, of the whole tree or of a folder of it."""
+    names = tree.added_files(tree.TREE)
+    files = [tree.TREE / name for name in names if name.endswith(".rs")]
+    return [path for path in files if path.is_relative_to(source)]
+
+
+def rustfmt(source):
+    """Checks the format of the series' Rust."""
+    command = ["rustfmt", "--check", "--edition=2021", "--config-path", source / ".rustfmt.toml"]
+    output([*command, *rust_files(source)])
+
+
+def checkpatch(source):
+    """Runs checkpatch on each patch and returns what has no reason to stay."""
+    complaints = []
+    for path in tree.patch_files():
+        command = [source / "scripts/checkpatch.pl", "--strict", "--codespell", "--terse"]
+        result = subprocess.run(
+            [str(word) for word in [*command, "--no-summary", "--showfile", path]],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for line in dict.fromkeys((result.stdout + result.stderr).splitlines()):
+            if not any(text in line for text in CHECKPATCH_EXCEPTIONS):
+                complaints.append(f"{path.relative_to(PATCHES)}: {line}")
+    return "\n".join(complaints)
+
+
+def kernel_warnings(source, build):
+    """Builds what the series touches with W=1 and returns the warnings."""
+    with overlays(build):
+        log = step(
+            f"compiling with warnings ({build.name})",
+            kernel.make(source, build, "-s", "W=1", "arch/arm64/kvm/"),
+            f"warnings-{build.name}",
+        )
+    touched = "|".join(re.escape(name) for name in tree.touched_files())
+    text = log.read_text(errors="replace")
+    return "\n".join(re.findall(rf"^.*(?:{touched}).*$", text, re.MULTILINE))
+
+
+def clippy_selftests(source, build):
+    """Runs clippy on the selftests' Rust and returns its log."""
+    tests = source / "tools/testing/selftests/kvm"
+    programs = [path for path in rust_files(tests) if path.parent.name == "arm64"]
+    lints = "-D warnings -D missing_docs -D unsafe_op_in_unsafe_fn"
+    lints += " -D clippy::undocumented_unsafe_blocks"
+    script = (
+        'clippy() { clippy-driver --edition=2021 --target=aarch64-unknown-linux-gnu "$@"; };'
+        ' out=$(mktemp -d); trap \'rm -r "$out"\' EXIT; library=$1; lints=$2; shift 2;'
+        ' clippy $lints --crate-type rlib --crate-name libkvm -o "$out/libkvm.rlib" "$library";'
+        ' for program; do clippy $lints --crate-type staticlib --extern libkvm="$out/libkvm.rlib"'
+        ' --emit=metadata -o "$out/program" "$program"; done'
+    )
+    return step(
+        "running clippy on the selftests",
+        ["sh", "-euc", script, "sh", tests / "lib/rust/libkvm.rs", lints, *programs],
+        "clippy-selftests",
+        env={"LIBKVM_BINDINGS": str(build / "kselftest/kvm/lib/rust/bindings.rs")},
+    )
+
+
+def clippy(source, build):
+    """Runs clippy on the helper and on the selftests' Rust."""
+    helper = "arch/arm64/kvm/userfault.o"
+    with overlays(build):
+        (build / helper).unlink()
+        log = step(
+            "running clippy on the helper",
+            kernel.make(source, build, "-s", "CLIPPY=1", helper),
+            "clippy-helper",
+        )
+    if "warning" in log.read_text(errors="replace"):
+        return tail(log, 40)
+    clippy_selftests(source, build)
+    return None
+
+
+def no_panic(build):
+    """Looks for symbols in the helper that only a panic needs."""
+    symbols = output(["llvm-nm", "--undefined-only", build / "arch/arm64/kvm/userfault.o"])
+    found = [line for line in symbols.splitlines() if re.search("panic|rust_build_error", line)]
+    return "\n".join(found)
+
+
+def selftests(name, build, initrd):
+    """Runs KUnit and the selftests on a machine."""
+    code, lines = machine.boot(name, build, initrd, run.suite(), show=False)
+    failed = run.failures(lines)
+    if code or failed or not any(line.startswith("# Totals: pass:") for line in lines):
+        return "\n".join(failed or lines[-20:])
+    if not any("ok 1 kvm_arm64_userfault" in line for line in lines):
+        return "KUnit has no results of kvm_arm64_userfault"
+    return None
+
+
+def selftests_without_rust(name, build, initrd):
+    """Runs the selftests where the kernel has no userfault: all have to skip."""
+    _, lines = machine.boot(name, build, initrd, run.suite(), show=False)
+    skipped = [line for line in lines if re.match(r"ok \d+ selftests: .* # SKIP", line)]
+    return None if len(skipped) == len(run.TESTS) else "\n".join(lines[-20:])
+
+
+def mutant(one, source, build, initrd):
+    """Tries a mutant, which has to be caught."""
+    failed, ended = mutants.try_mutant(one, source, build, initrd)
+    if mutants.caught(one, failed):
+        return None
+    return f"survived: {ended or 'failed cases: ' + (', '.join(failed) or 'none')}"
+
+
+def program():
+    """Runs the checks."""
+    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__)
+    add_common_options(parser)
+    parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
+    parser.add_argument("only", nargs="*", help="words; only checks that have one of them run")
+    args = parser.parse_args()
+
+    checks = Checks(args.only)
+    check = checks.check
+    check("shell scripts pass shellcheck", shell_scripts)
+    check("the lab passes its own tests", lab_tests)
+    source = tree.ready()
+    check("patches apply, mirrored folders agree", series_check)
+    check("Rust is formatted", rustfmt, source)
+    check("patches pass checkpatch --strict", checkpatch, source)
+
+    build = kernel.kernel(source, "4k", args.jobs)
+    initrd = kernel.initrd(build, kernel.selftests(source, build, args.jobs))
+    check("Rust passes clippy", clippy, source, build)
+    check("C and Rust compile without warnings at W=1", kernel_warnings, source, build)
+    check("the helper cannot panic", no_panic, build)
+    for name in MACHINES:
+        check(f"selftests and KUnit pass on {name}", selftests, name, build, initrd)
+    for one in mutants.mutants(QUICK_MUTANTS):
+        check(f"tests catch the mutant {one.name}", mutant, one, source, build, initrd)
+
+    plain = kernel.kernel(source, "4k-norust", args.jobs)
+    check("C compiles without warnings at W=1 and RUST=n", kernel_warnings, source, plain)
+    check("selftests skip with RUST=n", selftests_without_rust, "nofwb", plain, initrd)
+
+    print(f"{checks.passed} passed, {checks.failed} failed")
+    return 1 if checks.failed else 0
+
+
+if __name__ == "__main__":
+    main(program)

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Restores a guest from a snapshot file on demand, as a VMM would.
+//!
+//! The guest runs at once, with none of its memory there, and verifies all that it finds. Pages
+//! come from the file as they are touched: read by a handler thread, by the vCPU's own thread, or
+//! by a handler thread of userfaultfd without userfault. Each way is measured. A failure means that
+//! a restored guest would have seen a page that is not the one that was saved.
+
+use libkvm::{
+    guest,
+    host_page_size,
+    ktap,
+    system_capability,
+    test_main,
+    Backing,
+    Bitmap,
+    Exit,
+    Slot,
+    Uffd,
+    Vcpu,
+    Vm,
+    KVM_CAP_USERFAULT,
+    KVM_MEM_USERFAULT, //
+};
+use std::{
+    fs::{
+        self,
+        File, //
+    },
+    io::Write,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    process,
+    sync::{
+        atomic::{
+            AtomicBool,
+            AtomicUsize,
+            Ordering, //
+        },
+        mpsc, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+const SLOT: u32 = 1;
+const GPA: u64 = 1 << 30;
+const VCPUS: usize = 4;
+
+/// The size of the guest's memory: 16 MiB, so that the program is quick under emulation too.
+const SIZE: usize = 16 << 20;
+
+/// Returns what a word of the snapshot is, known to host and guest alike.
+#[inline(always)]
+const fn word(number: u64) -> u64 {
+    (number ^ 0x7573_6572_6661_756c).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Guest code that verifies the memory from `base` on, starting at an offset so that vCPUs meet
+/// pages in different orders. Reports the offset of the first wrong word, if there is one.
+extern "C" fn verify(base: u64, size: u64, start: u64) -> ! {
+    let mut done = 0;
+    let mut offset = start;
+    while done < size {
+        let value = guest::read(base.wrapping_add(offset));
+        if value != word(offset >> 3) {
+            guest::sync(offset, value);
+        }
+        offset = offset.wrapping_add(8);
+        if offset == size {
+            offset = 0;
+        }
+        done = done.wrapping_add(8);
+    }
+    guest::done()
+}
+
+/// The snapshot file, deleted with its last user.
+struct Snapshot {
+    file: File,
+    path: PathBuf,
+}
+
+impl Snapshot {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("userfault-snapshot-{}", process::id()));
+        let content: Vec<u8> = (0..SIZE as u64 / 8)
+            .flat_map(|n| word(n).to_le_bytes())
+            .collect();
+        fs::create_dir_all(std::env::temp_dir()).expect("no directory for temporary files");
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .expect("cannot create the snapshot file");
+        file.write_all(&content)
+            .expect("cannot write the snapshot file");
+        Self { file, path }
+    }
+
+    fn read(&self, page: usize, content: &mut [u8]) {
+        let offset = (page * host_page_size()) as u64;
+        self.file
+            .read_exact_at(content, offset)
+            .expect("cannot read the snapshot file");
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// What a restore took.
+struct Figures {
+    name: &'static str,
+    pages: usize,
+    faults: usize,
+    time: Duration,
+}
+
+impl Figures {
+    fn report(&self) {
+        let micros = self.time.as_secs_f64() * 1e6 / self.pages as f64;
+        ktap::diagnostic(&format!(
+            "{:<27} {:>2} vCPUs {:>6} pages {:>6} faults {:>8.1} ms {:>7.1} us/page",
+            self.name,
+            VCPUS,
+            self.pages,
+            self.faults,
+            self.time.as_secs_f64() * 1e3,
+            micros,
+        ));
+    }
+}
+
+/// Returns a VM whose vCPUs are ready to verify a slot that is still empty.
+fn machine() -> (Slot, Vec<Vcpu>) {
+    let pages = SIZE / host_page_size();
+    let (mut vm, mut vcpus) = Vm::new(VCPUS, pages, verify);
+    let slot = vm.add_slot(Backing::Anonymous, SLOT, GPA, pages);
+    for (number, vcpu) in vcpus.iter_mut().enumerate() {
+        vcpu.set_args([GPA, SIZE as u64, (SIZE / VCPUS * number) as u64]);
+    }
+    (slot, vcpus)
+}
+
+/// Runs a vCPU to the end of its verification, calling `userfault` for each such exit.
+fn run(vcpu: &mut Vcpu, mut userfault: impl FnMut(u64)) {
+    loop {
+        match vcpu.run() {
+            Exit::Userfault { gpa, .. } => userfault(gpa),
+            Exit::Done => return,
+            Exit::Sync(offset, value) => panic!(
+                "the guest found {value:#x} at {offset:#x}, not {:#x}",
+                word(offset >> 3)
+            ),
+            other => panic!("unexpected exit: {other:x?}"),
+        }
+    }
+}
+
+/// Each vCPU that exits sends the page's number to a handler thread and waits for its answer.
+fn restore_by_handler() {
+    let snapshot = Snapshot::new();
+    let (slot, mut vcpus) = machine();
+    let bitmap = Bitmap::marked(slot.pages());
+    assert_eq!(slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)), Ok(()));
+
+    let start = Instant::now();
+    let (faults, restored) = thread::scope(|scope| {
+        let (ask, asked) = mpsc::channel::<(usize, mpsc::SyncSender<()>)>();
+        for vcpu in &mut vcpus {
+            let (ask, slot) = (ask.clone(), &slot);
+            scope.spawn(move || {
+                let (answer, answered) = mpsc::sync_channel(1);
+                run(vcpu, |gpa| {
+                    let request = (slot.page_of(gpa), answer.clone());
+                    ask.send(request).expect("the handler is gone");
+                    answered.recv().expect("the handler is gone");
+                });
+            });
+        }
+        drop(ask);
+
+        let (mut faults, mut restored) = (0, 0);
+        let mut content = vec![0; host_page_size()];
+        for (page, answer) in asked {
+            faults += 1;
+            // Another vCPU may have asked for the same page before.
+            if bitmap.is_marked(page) {
+                snapshot.read(page, &mut content);
+                slot.fill(page, &content);
+                bitmap.clear(page);
+                restored += 1;
+            }
+            answer.send(()).expect("the vCPU is gone");
+        }
+        (faults, restored)
+    });
+
+    assert_eq!(restored, slot.pages(), "pages restored");
+    let figures = Figures {
+        name: "userfault, handler thread",
+        pages: slot.pages(),
+        faults,
+        time: start.elapsed(),
+    };
+    figures.report();
+}
+
+/// Each vCPU that exits reads the page itself.
+fn restore_by_vcpu() {
+    let snapshot = Snapshot::new();
+    let (slot, mut vcpus) = machine();
+    let bitmap = Bitmap::marked(slot.pages());
+    let unclaimed = Bitmap::marked(slot.pages());
+    assert_eq!(slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)), Ok(()));
+
+    let faults = AtomicUsize::new(0);
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for vcpu in &mut vcpus {
+            scope.spawn(|| {
+                let mut content = vec![0; host_page_size()];
+                run(vcpu, |gpa| {
+                    let page = slot.page_of(gpa);
+                    faults.fetch_add(1, Ordering::Relaxed);
+                    // The first to ask fills the page; the others run into it again.
+                    if unclaimed.clear(page) {
+                        snapshot.read(page, &mut content);
+                        slot.fill(page, &content);
+                        bitmap.clear(page);
+                    } else {
+                        thread::yield_now();
+                    }
+                });
+            });
+        }
+    });
+    let figures = Figures {
+        name: "userfault, vCPU's thread",
+        pages: slot.pages(),
+        faults: faults.into_inner(),
+        time: start.elapsed(),
+    };
+    figures.report();
+}
+
+/// The kernel suspends each thread that touches a missing page until the handler has filled it.
+fn restore_by_userfaultfd() {
+    let snapshot = Snapshot::new();
+    let (slot, mut vcpus) = machine();
+    let uffd = Uffd::missing(&slot)
+        .unwrap_or_else(|error| ktap::skip(format!("no userfaultfd: {error:?}")));
+
+    let finished = AtomicBool::new(false);
+    let faults = AtomicUsize::new(0);
+    let start = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut content = vec![0; host_page_size()];
+            while !finished.load(Ordering::Relaxed) {
+                if let Some(fault) = uffd.wait(Duration::from_millis(20)) {
+                    faults.fetch_add(1, Ordering::Relaxed);
+                    snapshot.read(fault.page, &mut content);
+                    uffd.copy(fault.page, &content);
+                }
+            }
+        });
+        thread::scope(|scope| {
+            for vcpu in &mut vcpus {
+                scope.spawn(|| run(vcpu, |gpa| panic!("userfault at {gpa:#x} without the flag")));
+            }
+        });
+        finished.store(true, Ordering::Relaxed);
+    });
+    let figures = Figures {
+        name: "userfaultfd, handler thread",
+        pages: slot.pages(),
+        faults: faults.into_inner(),
+        time: start.elapsed(),
+    };
+    figures.report();
+}
+
+fn needs_userfault() {
+    if system_capability(KVM_CAP_USERFAULT) == 0 {
+        ktap::skip_all("the kernel has no KVM_CAP_USERFAULT");
+    }
+}
+
+test_main! {
+    needs: needs_userfault,
+    cases: [
+        restore_by_handler,
+        restore_by_vcpu,
+        restore_by_userfaultfd,
+    ]
+}

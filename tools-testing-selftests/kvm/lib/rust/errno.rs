@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Error numbers of system calls.
+
+use std::io;
+
+/// An error number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Errno(i32);
+
+impl Errno {
+    /// Operation not permitted.
+    pub const EPERM: Self = Self(1);
+    /// Bad address.
+    pub const EFAULT: Self = Self(14);
+    /// The memory slots overlap.
+    pub const EEXIST: Self = Self(17);
+    /// Invalid argument.
+    pub const EINVAL: Self = Self(22);
+
+    /// Returns the error of the system call that has just failed in this thread.
+    pub fn last() -> Self {
+        Self(io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
+
+    /// Turns the result of a system call into a [`Result`].
+    pub(crate) fn check(ret: i32) -> Result<i32, Self> {
+        if ret < 0 {
+            Err(Self::last())
+        } else {
+            Ok(ret)
+        }
+    }
+}
+
+impl std::fmt::Debug for Errno {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", io::Error::from_raw_os_error(self.0))
+    }
+}

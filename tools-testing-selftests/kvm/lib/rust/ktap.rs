@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Runs the cases of a test program and reports them in KTAP.
+
+use std::{
+    any::Any,
+    panic,
+    process, //
+};
+
+/// A case: its name and what it does. It fails by a panic.
+pub type Case = (&'static str, fn());
+
+/// What kselftest's runner takes for a program that had nothing to run.
+const EXIT_SKIP: i32 = 4;
+
+/// The payload of the panic by which a case is skipped.
+struct Skip(String);
+
+/// Ends the case that runs, as one that cannot run here.
+pub fn skip(reason: impl Into<String>) -> ! {
+    panic::panic_any(Skip(reason.into()))
+}
+
+/// Ends the program, as one that cannot run here.
+pub fn skip_all(reason: &str) -> ! {
+    println!("1..0 # SKIP {reason}");
+    process::exit(EXIT_SKIP)
+}
+
+/// Prints a line for whoever reads the report.
+pub fn diagnostic(text: &str) {
+    for line in text.lines() {
+        println!("# {line}");
+    }
+}
+
+/// Prints the start of the report.
+pub fn begin() {
+    println!("TAP version 13");
+    panic::set_hook(Box::new(|info| {
+        if !info.payload().is::<Skip>() {
+            diagnostic(&info.to_string());
+        }
+    }));
+}
+
+/// Returns why a case that has panicked was skipped, or [`None`] if it failed.
+fn skipped(payload: &(dyn Any + Send)) -> Option<&str> {
+    payload.downcast_ref::<Skip>().map(|skip| skip.0.as_str())
+}
+
+/// Runs the cases, reports each, and ends the program.
+pub fn run(cases: &[Case]) -> ! {
+    let (mut failed, mut skips) = (0, 0);
+
+    println!("1..{}", cases.len());
+    for (index, (name, case)) in cases.iter().enumerate() {
+        let number = index + 1;
+        match panic::catch_unwind(case) {
+            Ok(()) => println!("ok {number} {name}"),
+            Err(payload) => match skipped(&*payload) {
+                Some(reason) => {
+                    skips += 1;
+                    println!("ok {number} {name} # SKIP {reason}");
+                }
+                None => {
+                    failed += 1;
+                    println!("not ok {number} {name}");
+                }
+            },
+        }
+    }
+    println!(
+        "# Totals: pass:{} fail:{failed} xfail:0 xpass:0 skip:{skips} error:0",
+        cases.len() - failed - skips
+    );
+    process::exit(match (failed, skips == cases.len()) {
+        (0, false) => 0,
+        (0, true) => EXIT_SKIP,
+        _ => 1,
+    })
+}
+
+/// Makes a test program of a list of cases, each a function without arguments.
+///
+/// `needs` runs first and may end the program by [`skip_all`].
+#[macro_export]
+macro_rules! test_main {
+    (needs: $needs:expr, cases: [$($case:ident),+ $(,)?]) => {
+        /// The program's entry point, called by the C library.
+        #[no_mangle]
+        pub extern "C" fn main() -> core::ffi::c_int {
+            $crate::ktap::begin();
+            $needs();
+            $crate::ktap::run(&[$((stringify!($case), $case as fn())),+])
+        }
+    };
+}
