@@ -14,17 +14,13 @@ import machine
 import tree
 from common import add_common_options, main
 
-# The selftests of the series, as kselftest's runner knows them.
-TESTS = ["userfault_test", "userfault_restore"]
-
-
 # Where KUnit shows what the suite found when the machine booted.
 KUNIT = "/sys/kernel/debug/kunit/kvm_arm64_userfault/results"
 
 
-def suite(tests=TESTS):
-    """Returns the command that shows KUnit's results and runs selftests on the machine."""
-    names = " ".join(f"-t kvm:{name}" for name in tests)
+def suite():
+    """Returns the command that shows KUnit's results and runs the selftests of the series."""
+    names = "$(sed -n 's/^kvm:userfault/-t &/p' kselftest-list.txt)"
     return f"[ ! -e {KUNIT} ] || cat {KUNIT}; cd /kselftest && ./run_kselftest.sh {names}"
 
 

@@ -8,10 +8,10 @@
 //! a restored guest would have seen a page that is not the one that was saved.
 
 use libkvm::{
+    fixture::needs_userfault,
     guest,
     host_page_size,
     ktap,
-    system_capability,
     test_main,
     Backing,
     Bitmap,
@@ -20,7 +20,6 @@ use libkvm::{
     Uffd,
     Vcpu,
     Vm,
-    KVM_CAP_USERFAULT,
     KVM_MEM_USERFAULT, //
 };
 use std::{
@@ -288,12 +287,6 @@ fn restore_by_userfaultfd() {
         time: start.elapsed(),
     };
     figures.report();
-}
-
-fn needs_userfault() {
-    if system_capability(KVM_CAP_USERFAULT) == 0 {
-        ktap::skip_all("the kernel has no KVM_CAP_USERFAULT");
-    }
 }
 
 test_main! {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What bindgen reads to make the bindings of the Rust tests to libkvm. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -13,12 +14,19 @@
 #include "test_util.h"
 #include "ucall_common.h"
 
-/* ioctl requests, whose macros bindgen does not evaluate. */
+/* Numbers whose macros bindgen does not evaluate, ioctl requests above all. */
 enum {
+	LIBKVM_RUN = KVM_RUN,
 	LIBKVM_CHECK_EXTENSION = KVM_CHECK_EXTENSION,
+	LIBKVM_CREATE_GUEST_MEMFD = KVM_CREATE_GUEST_MEMFD,
 	LIBKVM_ENABLE_CAP = KVM_ENABLE_CAP,
+	LIBKVM_CREATE_VM = KVM_CREATE_VM,
+	LIBKVM_GET_DIRTY_LOG = KVM_GET_DIRTY_LOG,
 	LIBKVM_SET_USER_MEMORY_REGION = KVM_SET_USER_MEMORY_REGION,
 	LIBKVM_SET_USER_MEMORY_REGION2 = KVM_SET_USER_MEMORY_REGION2,
+	LIBKVM_DIRTY_GFN_F_DIRTY = KVM_DIRTY_GFN_F_DIRTY,
+	LIBKVM_GUEST_MEMFD_FLAGS = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
+	LIBKVM_VM_TYPE_PROTECTED = KVM_VM_TYPE_ARM_PROTECTED,
 	LIBKVM_UFFD_API = UFFD_API,
 	LIBKVM_UFFD_EVENT_PAGEFAULT = UFFD_EVENT_PAGEFAULT,
 	LIBKVM_UFFDIO_REGISTER_MODE_MISSING = UFFDIO_REGISTER_MODE_MISSING,

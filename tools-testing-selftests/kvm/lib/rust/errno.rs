@@ -11,6 +11,10 @@ pub struct Errno(i32);
 impl Errno {
     /// Operation not permitted.
     pub const EPERM: Self = Self(1);
+    /// Interrupted by a signal.
+    pub const EINTR: Self = Self(4);
+    /// Bad file descriptor.
+    pub const EBADF: Self = Self(9);
     /// Bad address.
     pub const EFAULT: Self = Self(14);
     /// The memory slots overlap.

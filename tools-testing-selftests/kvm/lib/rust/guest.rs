@@ -35,6 +35,33 @@ pub extern "C" fn read_pages(base: u64, pages: u64, stride: u64) -> ! {
     }
 }
 
+/// Guest code that writes to the first word of `pages` pages, each in turn, that page's number, and
+/// hands it to the host. Starts over at the end.
+pub extern "C" fn write_pages(base: u64, pages: u64, stride: u64) -> ! {
+    loop {
+        let mut page = 0;
+        while page < pages {
+            write(base.wrapping_add(page.wrapping_mul(stride)), page);
+            sync(page, page);
+            page = page.wrapping_add(1);
+        }
+    }
+}
+
+/// Guest code that reads the first word of each page over and over and calls the host only when one
+/// is zero, with the page's number.
+pub extern "C" fn hunt_zero(base: u64, pages: u64, stride: u64) -> ! {
+    loop {
+        let mut page = 0;
+        while page < pages {
+            if read(base.wrapping_add(page.wrapping_mul(stride))) == 0 {
+                sync(page, 0);
+            }
+            page = page.wrapping_add(1);
+        }
+    }
+}
+
 /// Reads a word.
 #[inline(always)]
 pub fn read(address: u64) -> u64 {

@@ -22,24 +22,37 @@ mod bindings {
     // Made by bindgen, see Makefile.rust.
     include!(env!("LIBKVM_BINDINGS"));
 }
+mod area;
 mod bitmap;
+mod dirty;
 mod errno;
+pub mod fixture;
 pub mod guest;
+pub mod guest_el2;
 pub mod ktap;
+mod nested;
 mod slot;
 mod stage2;
 mod uffd;
 mod vm;
 
+pub use area::{
+    Access,
+    Area, //
+};
 pub use bindings::{
     kvm_userspace_memory_region as Region1,
     kvm_userspace_memory_region2 as Region,
     KVM_CAP_USERFAULT,
     KVM_MEMORY_EXIT_FLAG_USERFAULT,
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
     KVM_MEM_USERFAULT, //
 };
 pub use bitmap::Bitmap;
 pub use errno::Errno;
+pub use nested::L2Table;
 pub use slot::{
     Backing,
     Slot, //
@@ -55,6 +68,7 @@ pub use uffd::{
 pub use vm::{
     host_page_size,
     system_capability,
+    BareVm,
     Exit,
     Vcpu,
     Vm, //

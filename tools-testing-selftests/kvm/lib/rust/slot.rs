@@ -5,6 +5,7 @@
 use crate::{
     bindings,
     errno::Errno,
+    ktap,
     vm::{
         host_page_size,
         VmInner, //
@@ -14,7 +15,12 @@ use crate::{
     Region, //
 };
 use std::{
+    fs::File,
     ops::Range,
+    os::fd::{
+        AsRawFd,
+        FromRawFd, //
+    },
     ptr,
     sync::Arc, //
 };
@@ -26,17 +32,31 @@ pub enum Backing {
     Anonymous,
     /// Anonymous memory that the kernel is asked to back by transparent huge pages.
     AnonymousThp,
+    /// Anonymous memory of the default huge page size of hugetlbfs.
+    AnonymousHugetlb,
     /// Shared memory.
     Shmem,
+    /// Shared memory of the default huge page size of hugetlbfs.
+    SharedHugetlb,
+    /// A guest_memfd that is mapped in this process, too. Where there is none, adding a slot skips
+    /// the case.
+    GuestMemfd,
 }
 
 impl Backing {
-    /// Returns libkvm's name for it.
+    /// Returns libkvm's name for it, or for what libkvm is to put in its place.
     pub(crate) fn source(self) -> bindings::vm_mem_backing_src_type {
         match self {
-            Self::Anonymous => bindings::vm_mem_backing_src_type_VM_MEM_SRC_ANONYMOUS,
+            // The guest_memfd is mapped over it.
+            Self::Anonymous | Self::GuestMemfd => {
+                bindings::vm_mem_backing_src_type_VM_MEM_SRC_ANONYMOUS
+            }
             Self::AnonymousThp => bindings::vm_mem_backing_src_type_VM_MEM_SRC_ANONYMOUS_THP,
+            Self::AnonymousHugetlb => {
+                bindings::vm_mem_backing_src_type_VM_MEM_SRC_ANONYMOUS_HUGETLB
+            }
             Self::Shmem => bindings::vm_mem_backing_src_type_VM_MEM_SRC_SHMEM,
+            Self::SharedHugetlb => bindings::vm_mem_backing_src_type_VM_MEM_SRC_SHARED_HUGETLB,
         }
     }
 
@@ -45,6 +65,40 @@ impl Backing {
         // SAFETY: Any type of memory that libkvm knows may be asked for.
         unsafe { bindings::get_backing_src_pagesz(self.source()) }
     }
+
+    /// Returns those of which this machine has memory at all.
+    pub fn available() -> Vec<Self> {
+        let all = [
+            Self::Anonymous,
+            Self::AnonymousThp,
+            Self::AnonymousHugetlb,
+            Self::Shmem,
+            Self::SharedHugetlb,
+        ];
+        let (available, missing): (Vec<_>, Vec<_>) = all.into_iter().partition(|backing| {
+            let hugetlb = matches!(backing, Self::AnonymousHugetlb | Self::SharedHugetlb);
+            !hugetlb || free_hugetlb_pages() > 0
+        });
+        for backing in missing {
+            ktap::diagnostic(&format!("no {backing:?}: /proc/sys/vm/nr_hugepages is 0"));
+        }
+        available
+    }
+
+    /// Returns how many pages of the host one of its pages is.
+    pub fn pages_per_page(self) -> usize {
+        self.page_size() / host_page_size()
+    }
+}
+
+/// Returns how many pages of the default huge page size are free.
+fn free_hugetlb_pages() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("HugePages_Free:"));
+    line.and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 /// A memory slot of a VM, mapped in the guest at its guest physical address.
@@ -54,6 +108,7 @@ pub struct Slot {
     gpa: u64,
     pages: usize,
     host: *mut u8,
+    guest_memfd: Option<File>,
 }
 
 // SAFETY: `host` points to memory that is mapped for as long as the VM is there and that this type
@@ -63,17 +118,39 @@ unsafe impl Send for Slot {}
 unsafe impl Sync for Slot {}
 
 impl Slot {
-    /// Wraps a slot that libkvm has added.
-    pub(crate) fn new(vm: Arc<VmInner>, id: u32, gpa: u64, pages: usize) -> Self {
+    /// Wraps a slot that libkvm has added, with the guest_memfd that it is bound to.
+    pub(crate) fn new(
+        vm: Arc<VmInner>,
+        id: u32,
+        gpa: u64,
+        pages: usize,
+        guest_memfd: Option<File>,
+    ) -> Self {
         // SAFETY: The VM has the slot, so libkvm knows the address and where its memory is.
         let host = unsafe { bindings::addr_gpa2hva(vm.raw(), gpa) }.cast();
-        Self {
+        let slot = Self {
             vm,
             id,
             gpa,
             pages,
             host,
+            guest_memfd,
+        };
+        if let Some(file) = &slot.guest_memfd {
+            slot.remap(bindings::MAP_SHARED, file.as_raw_fd());
         }
+        slot
+    }
+
+    /// Maps other memory where the slot's memory is for the host.
+    fn remap(&self, kind: u32, fd: i32) {
+        let len = self.pages * host_page_size();
+        let access = (bindings::PROT_READ | bindings::PROT_WRITE) as i32;
+        let flags = (kind | bindings::MAP_FIXED) as i32;
+        // SAFETY: The range belongs to the slot, nothing refers to it, and libkvm unmaps whatever is
+        // there.
+        let host = unsafe { bindings::mmap(self.host.cast(), len, access, flags, fd, 0) };
+        assert_eq!(host.cast(), self.host, "mmap failed: {:?}", Errno::last());
     }
 
     /// Returns the number of host pages.
@@ -102,12 +179,14 @@ impl Slot {
         unsafe { (*bindings::memslot2region(self.vm.raw(), self.id)).region }
     }
 
-    /// Sets the slot's flags, with the given bitmap where they include userfault.
-    pub fn set_flags(&self, flags: u32, bitmap: Option<&Bitmap>) -> Result<(), Errno> {
+    /// Sets the slot's flags, with the given bitmap where they include userfault. The flag for
+    /// guest_memfd stays as it is.
+    pub fn set_flags(&self, flags: u32, bitmap: Option<&Bitmap<'_>>) -> Result<(), Errno> {
+        let region = self.region();
         self.set_region(&Region {
-            flags,
-            userfault_bitmap: bitmap.map_or(0, Bitmap::address),
-            ..self.region()
+            flags: flags | (region.flags & bindings::KVM_MEM_GUEST_MEMFD),
+            userfault_bitmap: bitmap.map_or(0, |bitmap| bitmap.address()),
+            ..region
         })
     }
 
@@ -120,9 +199,14 @@ impl Slot {
         Ok(())
     }
 
-    /// Returns the stage 2 mappings of the slot, or skips the case where nothing shows them.
-    pub fn mappings(&self) -> Vec<Mapping> {
-        self.vm.stage2().within(self.range())
+    /// Calls an ioctl of the VM that reads `argument`.
+    pub(crate) fn ioctl<T>(&self, request: u32, argument: &T) -> Result<(), Errno> {
+        self.vm.ioctl(request, argument).map(|_| ())
+    }
+
+    /// Returns the stage 2 mappings of the slot, where debugfs shows them.
+    pub fn mappings(&self) -> Option<Vec<Mapping>> {
+        Some(self.vm.stage2()?.within(self.range()))
     }
 
     /// Returns the host address of a page.
@@ -160,12 +244,35 @@ impl Slot {
         unsafe { ptr::copy_nonoverlapping(content.as_ptr(), target, content.len()) }
     }
 
-    /// Drops a page from the host, so that the next access finds it zero and unmapped.
+    /// Drops a page from the host, so that the next access finds it unmapped, and empty if the
+    /// memory is anonymous or a guest_memfd.
     pub fn discard(&self, page: usize) {
         let address = self.word(page, 0).cast();
-        // SAFETY: The page belongs to the slot, whose content nothing else relies on.
-        let ret =
-            unsafe { bindings::madvise(address, host_page_size(), bindings::MADV_DONTNEED as i32) };
-        Errno::check(ret).expect("madvise(MADV_DONTNEED) failed");
+        let len = host_page_size();
+        let ret = match &self.guest_memfd {
+            Some(file) => {
+                let mode = bindings::FALLOC_FL_PUNCH_HOLE | bindings::FALLOC_FL_KEEP_SIZE;
+                let (offset, len) = ((page * len) as i64, len as i64);
+                // SAFETY: The page belongs to the slot, whose content nothing else relies on.
+                unsafe { bindings::fallocate(file.as_raw_fd(), mode as i32, offset, len) }
+            }
+            // SAFETY: As above.
+            None => unsafe { bindings::madvise(address, len, bindings::MADV_DONTNEED as i32) },
+        };
+        Errno::check(ret).expect("cannot drop the page");
+    }
+
+    /// Closes the guest_memfd that the slot is bound to, as a VMM that ends might.
+    pub fn close_guest_memfd(&mut self) {
+        self.guest_memfd = None;
+        // A mapping keeps the file open as well.
+        self.remap(bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS, -1);
+
+        // libkvm has a file descriptor of its own.
+        // SAFETY: The VM has the slot, so libkvm returns a valid pointer.
+        let region = unsafe { &mut (*bindings::memslot2region(self.vm.raw(), self.id)).region };
+        // SAFETY: The file descriptor is open, and libkvm does not use it again.
+        drop(unsafe { File::from_raw_fd(region.guest_memfd as i32) });
+        region.guest_memfd = u32::MAX;
     }
 }

@@ -4,7 +4,8 @@
 
 use std::{
     fs,
-    ops::Range, //
+    ops::Range,
+    path::PathBuf, //
 };
 
 /// What KVM writes about its stage 2 tables with `CONFIG_PTDUMP_STAGE2_DEBUGFS`.
@@ -54,14 +55,29 @@ impl Mapping {
     }
 }
 
+/// Returns the directory of a VM of this process in debugfs.
+fn directory(vm_fd: i32) -> PathBuf {
+    format!("/sys/kernel/debug/kvm/{}-{vm_fd}", std::process::id()).into()
+}
+
 impl Stage2 {
     /// Reads the tables of a VM of this process, or returns [`None`] where debugfs has none.
     pub(crate) fn read(vm_fd: i32) -> Option<Self> {
-        let directory = format!("/sys/kernel/debug/kvm/{}-{vm_fd}", std::process::id());
-        let text = fs::read_to_string(format!("{directory}/stage2_page_tables")).ok()?;
+        let text = fs::read_to_string(directory(vm_fd).join("stage2_page_tables")).ok()?;
         Some(Self {
             mappings: text.lines().filter_map(Mapping::parse).collect(),
         })
+    }
+
+    /// Reads the tables that a VM of this process has for guests of its guests, all of them as if
+    /// they were one, or returns [`None`] where debugfs has none.
+    pub(crate) fn read_shadow(vm_fd: i32) -> Option<Self> {
+        let mut mappings = Vec::new();
+        for file in fs::read_dir(directory(vm_fd).join("nested")).ok()? {
+            let text = fs::read_to_string(file.ok()?.path()).ok()?;
+            mappings.extend(text.lines().filter_map(Mapping::parse));
+        }
+        Some(Self { mappings })
     }
 
     /// Returns the mappings of a range of guest addresses, cut to the range.

@@ -11,11 +11,19 @@ use crate::{
         Backing,
         Slot, //
     },
+    Mapping,
     Region,
     Region1,
     Stage2, //
 };
 use std::{
+    ffi::CStr,
+    fs::File,
+    ops::Range,
+    os::fd::{
+        AsRawFd,
+        FromRawFd, //
+    },
     ptr::{
         self,
         NonNull, //
@@ -58,20 +66,27 @@ impl VmInner {
 
     /// Calls KVM_SET_USER_MEMORY_REGION2.
     pub(crate) fn set_region(&self, region: &Region) -> Result<(), Errno> {
-        self.ioctl(bindings::LIBKVM_SET_USER_MEMORY_REGION2.into(), region)
+        self.ioctl(bindings::LIBKVM_SET_USER_MEMORY_REGION2, region)
+            .map(|_| ())
     }
 
-    /// Calls an ioctl of the VM that reads `argument`.
-    fn ioctl<T>(&self, request: u64, argument: &T) -> Result<(), Errno> {
+    /// Calls an ioctl of the VM that reads `argument`, and returns what it returned.
+    pub(crate) fn ioctl<T>(&self, request: u32, argument: &T) -> Result<i32, Errno> {
         // SAFETY: The argument is of the type that the request wants, and KVM only reads it.
-        let ret = unsafe { bindings::ioctl(self.fd(), request, ptr::from_ref(argument)) };
-        Errno::check(ret).map(|_| ())
+        let ret = unsafe { bindings::ioctl(self.fd(), request.into(), ptr::from_ref(argument)) };
+        Errno::check(ret)
     }
 
-    /// Reads the stage 2 tables, or skips the case where debugfs does not show them.
-    pub(crate) fn stage2(&self) -> Stage2 {
-        Stage2::read(self.fd()).unwrap_or_else(|| {
-            ktap::skip("no stage 2 tables in debugfs (CONFIG_PTDUMP_STAGE2_DEBUGFS)")
+    /// Reads the stage 2 tables, where debugfs shows them: that takes
+    /// `CONFIG_PTDUMP_STAGE2_DEBUGFS` and a host that is not protected.
+    pub(crate) fn stage2(&self) -> Option<Stage2> {
+        Stage2::read(self.fd())
+    }
+
+    /// Reads the shadow stage 2 tables, or skips the case where debugfs does not show them.
+    fn shadow_stage2(&self) -> Stage2 {
+        Stage2::read_shadow(self.fd()).unwrap_or_else(|| {
+            ktap::skip("no shadow stage 2 in debugfs (CONFIG_PTDUMP_STAGE2_DEBUGFS)")
         })
     }
 }
@@ -92,46 +107,129 @@ impl Vm {
     /// `pages` is the number of host pages that slots are going to have; libkvm has to reserve
     /// memory for the guest's own page tables.
     pub fn new(vcpus: usize, pages: usize, entry: Entry) -> (Self, Vec<Vcpu>) {
-        let mut raw = vec![ptr::null_mut(); vcpus];
-        // A guest page is at least 4K, and a table of 4K maps 512 of them.
-        let tables = pages * (host_page_size() / 4096) / 512 + 16;
-        // SAFETY: There is room for as many vCPUs as are asked for, and `entry` is guest code.
-        let vm = unsafe {
-            bindings::__vm_create_with_vcpus(
-                bindings::vm_shape {
-                    mode: bindings::vm_mode_default as u8,
-                    ..Default::default()
-                },
-                vcpus as u32,
-                tables as u64,
-                entry as *mut _,
-                raw.as_mut_ptr(),
-            )
-        };
-        let vm = Arc::new(VmInner(NonNull::new(vm).expect("libkvm returned no VM")));
-        let vcpus = raw
-            .into_iter()
-            .map(|raw| Vcpu {
+        let vm = Self::without_vcpus(vcpus, pages);
+        let vcpus = vm.add_vcpus(vcpus, entry);
+        (vm, vcpus)
+    }
+
+    /// Creates a VM as [`Vm::new`] does, whose vCPUs have dirty rings, or returns why that is not
+    /// possible here.
+    pub fn with_dirty_ring(
+        vcpus: usize,
+        pages: usize,
+        entry: Entry,
+        entries: usize,
+    ) -> Result<(Self, Vec<Vcpu>), Errno> {
+        let vm = Self::without_vcpus(vcpus, pages);
+        vm.enable_dirty_ring(entries)?;
+        let vcpus = vm.add_vcpus(vcpus, entry);
+        Ok((vm, vcpus))
+    }
+
+    /// Returns libkvm's description of an ordinary VM.
+    fn shape() -> bindings::vm_shape {
+        bindings::vm_shape {
+            // SAFETY: libkvm sets this before main().
+            mode: unsafe { bindings::vm_mode_default } as u8,
+            ..Default::default()
+        }
+    }
+
+    fn wrap(vm: *mut bindings::kvm_vm) -> Self {
+        let vm = NonNull::new(vm).expect("libkvm returned no VM");
+        Self(Arc::new(VmInner(vm)))
+    }
+
+    fn without_vcpus(vcpus: usize, pages: usize) -> Self {
+        // A guest page is at least 4K, and a table of 4K maps 512 of them. Tables come last in
+        // libkvm's memory, after what its own estimate leaves for the program.
+        let tables = pages * (host_page_size() / 4096) / 512 + 512;
+        // SAFETY: libkvm checks what it is asked for.
+        let vm = unsafe { bindings::__vm_create(Self::shape(), vcpus as u32, tables as u64) };
+        Self::wrap(vm)
+    }
+
+    fn add_vcpus(&self, vcpus: usize, entry: Entry) -> Vec<Vcpu> {
+        // SAFETY: The VM is valid and has no vectors yet.
+        unsafe { bindings::vm_init_descriptor_tables(self.raw()) };
+        let add = |id| {
+            // SAFETY: The VM is valid.
+            let raw = unsafe { bindings::vm_arch_vcpu_add(self.raw(), id as u32) };
+            // SAFETY: The vCPU is valid, and `entry` is guest code. With libkvm's vectors, but no
+            // handler of them, every exception of the guest reaches the host.
+            unsafe {
+                bindings::vcpu_arch_set_entry_point(raw, entry as *mut _);
+                bindings::vcpu_init_descriptor_tables(raw);
+            }
+            Vcpu {
                 raw: NonNull::new(raw).expect("libkvm returned no vCPU"),
-                _vm: Arc::clone(&vm),
-            })
-            .collect();
-        (Self(vm), vcpus)
+                _vm: Arc::clone(&self.0),
+            }
+        };
+        let vcpus = (0..vcpus).map(add).collect();
+        // SAFETY: The VM is valid and has all of its vCPUs.
+        unsafe { bindings::kvm_arch_vm_finalize_vcpus(self.raw()) };
+        vcpus
+    }
+
+    /// Returns libkvm's pointer.
+    pub(crate) fn raw(&self) -> *mut bindings::kvm_vm {
+        self.0.raw()
     }
 
     /// Adds a slot of `pages` host pages at a guest physical address, and maps it there in the
     /// guest's own tables.
     pub fn add_slot(&mut self, backing: Backing, id: u32, gpa: u64, pages: usize) -> Slot {
-        let vm = self.0.raw();
+        let vm = self.raw();
+        // SAFETY: The pointer is valid.
+        let guest_page_size = unsafe { (*vm).page_size } as usize;
+        let guest_pages = pages * host_page_size() / guest_page_size;
+        let (flags, file) = match backing {
+            Backing::GuestMemfd => (bindings::KVM_MEM_GUEST_MEMFD, Some(self.guest_memfd(pages))),
+            _ => (0, None),
+        };
+        let fd = file.as_ref().map_or(-1, File::as_raw_fd);
+        let (source, size) = (backing.source(), guest_pages as u64);
+        // SAFETY: The pointer is valid, and libkvm checks what it is asked for.
+        unsafe { bindings::vm_mem_add(vm, source, gpa, id, size, flags, fd, 0) };
+        self.map(gpa, gpa, pages);
+        Slot::new(Arc::clone(&self.0), id, gpa, pages, file)
+    }
+
+    /// Creates a guest_memfd that can be mapped, or skips the case where there is none.
+    fn guest_memfd(&self, pages: usize) -> File {
+        let argument = bindings::kvm_create_guest_memfd {
+            size: (pages * host_page_size()) as u64,
+            flags: bindings::LIBKVM_GUEST_MEMFD_FLAGS.into(),
+            ..Default::default()
+        };
+        match self.0.ioctl(bindings::LIBKVM_CREATE_GUEST_MEMFD, &argument) {
+            // SAFETY: The file descriptor is new and has no other owner.
+            Ok(fd) => unsafe { File::from_raw_fd(fd) },
+            Err(error) => ktap::skip(format!("no guest_memfd that can be mapped: {error:?}")),
+        }
+    }
+
+    /// Maps `pages` host pages from a guest physical address on in the guest's own tables.
+    pub fn map(&mut self, gva: u64, gpa: u64, pages: usize) {
+        let vm = self.raw();
         // SAFETY: The pointer is valid.
         let guest_page_size = unsafe { (*vm).page_size } as usize;
         let guest_pages = pages * host_page_size() / guest_page_size;
         // SAFETY: The pointer is valid, and libkvm checks what it is asked for.
-        unsafe {
-            bindings::vm_mem_add(vm, backing.source(), gpa, id, guest_pages as u64, 0, -1, 0);
-            bindings::virt_map(vm, gpa, gpa, guest_pages as u32);
-        }
-        Slot::new(Arc::clone(&self.0), id, gpa, pages)
+        unsafe { bindings::virt_map(vm, gva, gpa, guest_pages as u32) };
+    }
+
+    /// Returns whether the VM's vCPUs have EL2, where they start then.
+    pub fn has_el2(&self) -> bool {
+        // SAFETY: The pointer is valid.
+        unsafe { bindings::vm_supports_el2(self.raw()) }
+    }
+
+    /// Returns what KVM maps of a range of addresses of the guest's own guests, or skips the case
+    /// where nothing shows it.
+    pub fn shadow_mappings(&self, range: Range<u64>) -> Vec<Mapping> {
+        self.0.shadow_stage2().within(range)
     }
 
     /// Returns what this VM says about a capability.
@@ -152,7 +250,9 @@ impl Vm {
             cap: capability,
             ..Default::default()
         };
-        self.0.ioctl(bindings::LIBKVM_ENABLE_CAP.into(), &argument)
+        self.0
+            .ioctl(bindings::LIBKVM_ENABLE_CAP, &argument)
+            .map(|_| ())
     }
 
     /// Calls KVM_SET_USER_MEMORY_REGION2.
@@ -163,7 +263,36 @@ impl Vm {
     /// Calls KVM_SET_USER_MEMORY_REGION, the first version of the call.
     pub fn set_region1(&self, region: &Region1) -> Result<(), Errno> {
         self.0
-            .ioctl(bindings::LIBKVM_SET_USER_MEMORY_REGION.into(), region)
+            .ioctl(bindings::LIBKVM_SET_USER_MEMORY_REGION, region)
+            .map(|_| ())
+    }
+}
+
+/// A VM of which libkvm does not know: there is nothing in it but slots.
+pub struct BareVm(File);
+
+impl BareVm {
+    /// Creates a VM whose memory the host cannot access, or returns why that is not possible here.
+    pub fn protected() -> Result<Self, Errno> {
+        let kvm = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .map_err(|_| Errno::last())?;
+        let kind = u64::from(bindings::LIBKVM_VM_TYPE_PROTECTED);
+        // SAFETY: The request takes a number.
+        let fd =
+            unsafe { bindings::ioctl(kvm.as_raw_fd(), bindings::LIBKVM_CREATE_VM.into(), kind) };
+        // SAFETY: The file descriptor is new and has no other owner.
+        Errno::check(fd).map(|fd| Self(unsafe { File::from_raw_fd(fd) }))
+    }
+
+    /// Calls KVM_SET_USER_MEMORY_REGION2.
+    pub fn set_region(&self, region: &Region) -> Result<(), Errno> {
+        let request = bindings::LIBKVM_SET_USER_MEMORY_REGION2.into();
+        // SAFETY: The argument is of the type that the request wants, and KVM only reads it.
+        let ret = unsafe { bindings::ioctl(self.0.as_raw_fd(), request, ptr::from_ref(region)) };
+        Errno::check(ret).map(|_| ())
     }
 }
 
@@ -197,6 +326,14 @@ pub enum Exit {
     Sync(u64, u64),
     /// The guest called [`guest::done`](crate::guest::done).
     Done,
+    /// The guest took an exception.
+    Exception {
+        /// The number of the vector: 0 to 3 for the current EL with SP_EL0, 4 to 7 for the current
+        /// EL, 8 to 11 for a lower one.
+        vector: u64,
+        /// The exception class, or 0 where the exception has none.
+        class: u64,
+    },
     /// Any other exit, by its reason.
     Other(u32),
 }
@@ -217,12 +354,32 @@ impl Vcpu {
         unsafe { bindings::vcpu_args_set(self.raw.as_ptr(), 3, first, second, third) }
     }
 
+    /// Returns libkvm's pointer.
+    pub(crate) fn raw(&self) -> *mut bindings::kvm_vcpu {
+        self.raw.as_ptr()
+    }
+
+    /// Returns a statistic of the vCPU.
+    pub fn stat(&self, name: &CStr) -> u64 {
+        let mut value = 0;
+        // SAFETY: The vCPU is valid, and there is room for one element.
+        unsafe { bindings::kvm_get_stat(&mut (*self.raw()).stats, name.as_ptr(), &mut value, 1) };
+        value
+    }
+
     /// Runs the vCPU until it stops for a reason other than a signal.
     pub fn run(&mut self) -> Exit {
         let vcpu = self.raw.as_ptr();
-        // SAFETY: The pointer is valid.
-        let ret = unsafe { bindings::_vcpu_run(vcpu) };
-        let errno = Errno::last();
+        let (ret, errno) = loop {
+            // Not libkvm's function, which ends the program when the guest takes an exception.
+            //
+            // SAFETY: The pointer is valid; the request wants no argument but zero.
+            let ret = unsafe { bindings::ioctl((*vcpu).fd, bindings::LIBKVM_RUN.into(), 0u64) };
+            let errno = Errno::last();
+            if ret == 0 || errno != Errno::EINTR {
+                break (ret, errno);
+            }
+        };
         // SAFETY: The pointers are valid, and KVM writes there only while the vCPU runs.
         let run = unsafe { &*(*vcpu).run };
 
@@ -248,6 +405,10 @@ impl Vcpu {
         match unsafe { bindings::get_ucall(vcpu, &mut call) } as u32 {
             bindings::UCALL_SYNC => Exit::Sync(call.args[0], call.args[1]),
             bindings::UCALL_DONE => Exit::Done,
+            bindings::UCALL_UNHANDLED => Exit::Exception {
+                vector: call.args[0],
+                class: call.args[1],
+            },
             _ => Exit::Other(run.exit_reason),
         }
     }

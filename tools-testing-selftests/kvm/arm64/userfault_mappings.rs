@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What stage 2 maps while the flag is set, and what setting and clearing it does to mappings.
+//!
+//! A failure means that a marked page is within reach of the guest, or that clearing the flag costs
+//! what nobody asked for.
+
+use libkvm::{
+    fixture::{
+        need_block,
+        needs_userfault,
+        Machine, //
+    },
+    test_main,
+    Backing,
+    Bitmap,
+    Mapping, //
+};
+
+/// While the flag is set, memory that could be mapped by a block is mapped by pages, so that a
+/// marked page in the block stays out.
+fn block_never_covers_a_marked_page() {
+    let mut machine = Machine::with_block();
+    let marked = machine.slot.pages() - 1;
+    let bitmap = Bitmap::new(machine.slot.pages());
+    bitmap.mark(marked);
+    machine.enable(&bitmap);
+
+    machine.read(0..marked);
+    for mapping in machine.mappings().iter().flatten() {
+        assert!(!mapping.is_block(), "a block: {mapping:x?}");
+        let end = machine.slot.gpa(marked);
+        assert!(mapping.range.end <= end, "the marked page: {mapping:x?}");
+    }
+    assert_eq!(machine.run(), machine.userfault(marked));
+}
+
+/// When the call that sets the flag returns, what was mapped before is gone, blocks included.
+fn enable_takes_mappings_away() {
+    let mut machine = Machine::with_block();
+    let marked = 3;
+    let bitmap = Bitmap::new(machine.slot.pages());
+    bitmap.mark(marked);
+
+    machine.read_all();
+    need_block(&machine.mappings());
+    machine.enable(&bitmap);
+    let marked_gpa = machine.slot.gpa(marked);
+    for mapping in machine.mappings().iter().flatten() {
+        let covers = mapping.range.contains(&marked_gpa);
+        assert!(!covers, "still there: {mapping:x?}");
+    }
+    machine.read(0..marked);
+    assert_eq!(machine.run(), machine.userfault(marked));
+}
+
+/// When the call that clears the flag returns, every mapping is still there.
+fn disable_keeps_mappings() {
+    let mut machine = Machine::with_block();
+    let bitmap = Bitmap::new(machine.slot.pages());
+    machine.enable(&bitmap);
+    machine.read_all();
+    let before = machine.mappings();
+    let exits = machine.vcpus[0].stat(c"exits");
+    machine.read_all();
+    let exits_with_all_mapped = machine.vcpus[0].stat(c"exits") - exits;
+
+    machine.disable();
+    assert_eq!(machine.mappings(), before);
+
+    // Where debugfs does not show stage 2: a page that had to be mapped again takes an exit more.
+    let exits = machine.vcpus[0].stat(c"exits");
+    machine.read_all();
+    let more = (machine.vcpus[0].stat(c"exits") - exits).saturating_sub(exits_with_all_mapped);
+    let pages = machine.slot.pages() as u64;
+    assert!(more < pages / 2, "{more} exits more for {pages} pages");
+}
+
+/// Once the flag is clear, faults are sized as in any other slot.
+fn faults_after_a_disable_map_blocks() {
+    let pages = 2 * Backing::AnonymousThp.pages_per_page();
+    let mut machine = Machine::new(Backing::AnonymousThp, pages);
+    machine.fill();
+    machine.enable(&Bitmap::new(pages));
+    machine.disable();
+    machine.read_all();
+    need_block(&machine.mappings());
+}
+
+/// Deleting the slot and creating it again, after a disable, gets blocks back.
+fn recreated_slot_has_blocks() {
+    let mut machine = Machine::with_block();
+    machine.read_all();
+    need_block(&machine.mappings());
+    let blocks = machine.mappings();
+
+    let bitmap = Bitmap::new(machine.slot.pages());
+    machine.enable(&bitmap);
+    machine.read_all();
+    machine.disable();
+    let region = machine.slot.region();
+    let deleted = machine.vm.set_region(&libkvm::Region {
+        memory_size: 0,
+        ..region
+    });
+    assert_eq!(deleted, Ok(()));
+    assert_eq!(machine.vm.set_region(&region), Ok(()));
+    machine.read_all();
+    assert_eq!(machine.mappings(), blocks);
+}
+
+/// Whatever the memory is made of, marked pages exit and others are mapped by pages.
+fn every_backing_is_mapped_by_pages() {
+    for backing in Backing::available() {
+        let pages = backing.pages_per_page().max(16);
+        let mut machine = Machine::new(backing, pages);
+        machine.fill();
+        machine.read_all();
+
+        let bitmap = Bitmap::new(pages);
+        bitmap.mark(pages - 1);
+        machine.enable(&bitmap);
+        machine.read(0..pages - 1);
+        let mappings = machine.mappings();
+        let blocks = mappings
+            .iter()
+            .flatten()
+            .filter(|mapping| mapping.is_block());
+        assert_eq!(
+            blocks.collect::<Vec<&Mapping>>(),
+            [] as [&Mapping; 0],
+            "{backing:?}"
+        );
+        assert_eq!(machine.run(), machine.userfault(pages - 1), "{backing:?}");
+    }
+}
+
+test_main! {
+    needs: needs_userfault,
+    cases: [
+        block_never_covers_a_marked_page,
+        enable_takes_mappings_away,
+        disable_keeps_mappings,
+        faults_after_a_disable_map_blocks,
+        recreated_slot_has_blocks,
+        every_backing_is_mapped_by_pages,
+    ]
+}
