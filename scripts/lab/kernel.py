@@ -14,6 +14,9 @@ VARIANTS = {
     "16k": ["kernel", "rust", "16k"],
     "64k": ["kernel", "rust", "64k"],
     "4k-norust": ["kernel"],
+    "4k-debug": ["kernel", "rust", "debug"],
+    "16k-debug": ["kernel", "rust", "16k", "debug"],
+    "64k-debug": ["kernel", "rust", "64k", "debug"],
 }
 
 
@@ -33,18 +36,8 @@ def fragments(variant):
     return [CONFIG / f"{name}.config" for name in VARIANTS[variant]]
 
 
-def configure(tree, build, variant):
-    """Writes .config from allnoconfig and the fragments; says what the tree does not offer."""
-    files = fragments(variant)
-    wanted = [
-        line for file in files for line in file.read_text().splitlines() if line.startswith("CONFIG")
-    ]
-    stamp = build / ".kvm-userfault-config"
-    key = "\n".join(wanted) + "\n"
-    if stamp.exists() and stamp.read_text() == key and (build / ".config").exists():
-        return
-    build.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
+def write_config(tree, build, variant):
+    """Writes .config from allnoconfig and the fragments, as far as the tree offers their symbols."""
     step(
         f"configuring the {variant} kernel",
         [
@@ -56,10 +49,27 @@ def configure(tree, build, variant):
             ' make -s ARCH=arm64 LLVM=1 O="$build" olddefconfig',
             tree,
             build,
-            *files,
+            *fragments(variant),
         ],
         f"configure-{variant}",
     )
+
+
+def configure(tree, build, variant):
+    """Writes .config unless it is up to date; says what the tree does not offer."""
+    wanted = [
+        line
+        for file in fragments(variant)
+        for line in file.read_text().splitlines()
+        if line.startswith("CONFIG")
+    ]
+    stamp = build / ".kvm-userfault-config"
+    key = "\n".join(wanted) + "\n"
+    if stamp.exists() and stamp.read_text() == key and (build / ".config").exists():
+        return
+    build.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    write_config(tree, build, variant)
     have = set((build / ".config").read_text().splitlines())
     missing = [line for line in wanted if line not in have]
     if missing:

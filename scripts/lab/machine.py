@@ -25,7 +25,7 @@ class Machine:
 
 
 MACHINES = {
-    "vhe": Machine("max"),
+    "vhe": Machine("max", options=",mte=on"),
     "nofwb": Machine("neoverse-n1"),
     "nvhe": Machine("max", command_line="kvm-arm.mode=nvhe"),
     "protected": Machine("max", command_line="kvm-arm.mode=protected"),
@@ -48,7 +48,7 @@ def command_archive(directory, command, shell):
 def qemu(machine, image, initrd, extra):
     """Returns the command that boots a machine."""
     options = "virt,virtualization=on,gic-version=3" + machine.options
-    words = f"console=ttyAMA0 panic=-1 quiet {machine.command_line} {extra}".split()
+    words = f"console=ttyAMA0 panic=-1 loglevel=5 {machine.command_line} {extra}".split()
     return [
         *("qemu-system-aarch64", "-M", options, "-cpu", machine.cpu, "-smp", "2"),
         *("-m", machine.memory, "-nic", "none", "-nographic", "-no-reboot"),

@@ -23,6 +23,9 @@ from overlay import overlays
 
 DIRECTORY = LAB / "mutants"
 
+# A program that hangs has noticed something as well.
+SUITE = run.suite("--override-timeout 20")
+
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
@@ -74,7 +77,7 @@ def try_mutant(mutant, source, build, initrd):
         step(f"building the mutant {mutant.name}", command, f"mutant-{mutant.name}")
         try:
             _, lines = machine.boot(
-                mutant.machine, build, initrd, run.suite(), show=False, timeout=300
+                mutant.machine, build, initrd, SUITE, show=False, timeout=300
             )
         except LabError as error:
             log = LOGS / f"boot-{build.name}-{mutant.machine}.log"

@@ -63,8 +63,8 @@ def shell_scripts():
     """Runs shellcheck on the scripts that are shell."""
     scripts = [
         path
-        for path in [*(REPO / "scripts").iterdir(), LAB / "enter", LAB / "init", REPO / ".ci/run"]
-        if path.is_file() and path.read_bytes().startswith(b"#!")
+        for path in [*(REPO / "scripts").rglob("*"), REPO / ".ci/run"]
+        if path.is_file() and re.match(rb"#!.*sh\b", path.read_bytes())
     ]
     output(["shellcheck", *scripts])
 
@@ -79,6 +79,11 @@ def lab_tests():
         check=False,
     )
     return result.stderr if result.returncode else None
+
+
+def models():
+    """Checks the model of userfault, and that it fails where it is broken."""
+    output([LAB / "models/check"])
 
 
 def series_check():
@@ -213,6 +218,7 @@ def program():
     check = checks.check
     check("shell scripts pass shellcheck", shell_scripts)
     check("the lab passes its own tests", lab_tests)
+    check("the model of userfault holds, and fails where broken", models)
     source = tree.ready()
     check("patches apply, mirrored folders agree", series_check)
     check("Rust is formatted", rustfmt, source)

@@ -162,6 +162,59 @@ fn both_flags_in_one_call() {
     }
 }
 
+/// The same where the VMM decides when pages are watched, and all are dirty at first.
+fn log_that_starts_with_all_pages() {
+    let mut machine = machine();
+    assert_eq!(machine.vm.set_initially_dirty(), Ok(()));
+    let bitmap = Bitmap::marked(PAGES);
+    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
+    assert_eq!(machine.slot.dirty_pages(), (0..PAGES).collect::<Vec<_>>());
+    machine.slot.clear_dirty_log();
+
+    assert_eq!(machine.run(), machine.userfault(0));
+    assert_eq!(machine.slot.dirty_pages(), []);
+    bitmap.clear(0);
+    write(&mut machine, 0..1);
+    assert_eq!(machine.slot.dirty_pages(), [0]);
+
+    machine.slot.clear_dirty_log();
+    assert_eq!(
+        machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES, None),
+        Ok(())
+    );
+    assert_eq!(machine.slot.dirty_pages(), []);
+    write(&mut machine, 1..PAGES);
+    assert_eq!(machine.slot.dirty_pages(), (1..PAGES).collect::<Vec<_>>());
+}
+
+/// Blocks that are split in advance when the log starts hide no marked page either.
+fn log_that_splits_blocks_in_advance() {
+    let (size, pages) = (
+        Backing::AnonymousThp.page_size(),
+        Backing::AnonymousThp.pages_per_page(),
+    );
+    let made = Vm::with_eager_splitting(pages, guest::read_pages, size);
+    let (vm, vcpus) = match made {
+        Ok(made) => made,
+        Err(error) => ktap::skip(format!("no eager splitting: {error:?}")),
+    };
+    let mut machine = Machine::with_vm(vm, vcpus, Backing::AnonymousThp, pages);
+    machine.fill();
+    let bitmap = Bitmap::new(pages);
+    bitmap.mark(pages - 1);
+    machine.read_all();
+    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
+    machine.read(0..pages - 1);
+    assert_eq!(machine.run(), machine.userfault(pages - 1));
+
+    assert_eq!(
+        machine.slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)),
+        Ok(())
+    );
+    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
+    assert_eq!(machine.run(), machine.userfault(pages - 1));
+}
+
 test_main! {
     needs: needs_userfault,
     cases: [
@@ -170,5 +223,7 @@ test_main! {
         toggling_userfault_leaves_the_log_alone,
         toggling_the_log_leaves_userfault_alone,
         both_flags_in_one_call,
+        log_that_starts_with_all_pages,
+        log_that_splits_blocks_in_advance,
     ]
 }

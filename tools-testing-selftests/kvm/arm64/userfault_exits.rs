@@ -56,6 +56,68 @@ fn store_exits() {
     }
 }
 
+/// Loads, stores, exclusives, pairs, vectors, cache maintenance and instruction fetches exit alike,
+/// and are executed anew.
+fn every_kind_of_access_exits() {
+    let mut machine = Machine::with_guest(
+        Backing::Anonymous,
+        guest::WAYS,
+        1,
+        guest::access_in_all_ways,
+    );
+    for way in 0..guest::WAYS {
+        machine.slot.write(way, 0, guest::RET);
+    }
+    let bitmap = Bitmap::marked(guest::WAYS);
+    machine.enable(&bitmap);
+
+    for way in 0..guest::WAYS {
+        assert_eq!(machine.run(), machine.userfault(way), "way {way}");
+        assert_eq!(
+            machine.run(),
+            machine.userfault(way),
+            "way {way}, second try"
+        );
+        bitmap.clear(way);
+        match machine.run() {
+            Exit::Sync(page, _) => assert_eq!(page, way as u64),
+            other => panic!("way {way}: {other:x?}"),
+        }
+    }
+}
+
+/// The MMU's own accesses to the guest's page tables exit as well.
+fn walk_of_stage_1_exits() {
+    const FAR: u64 = 1 << 40;
+    let mut machine = Machine::new(Backing::Anonymous, 64);
+    machine.slot.write(0, 0, 0);
+    machine
+        .vm
+        .map_with_tables_in(&machine.slot, FAR, machine.slot.gpa(63));
+    machine.slot.write(63, 0, 7);
+    machine.vcpus[0].set_args([FAR, 1, host_page_size() as u64]);
+    let bitmap = Bitmap::marked(64);
+    machine.enable(&bitmap);
+
+    let mut tables = 0;
+    loop {
+        match machine.run() {
+            exit if exit == machine.userfault(63) => break,
+            Exit::Userfault { gpa, .. } => {
+                tables += 1;
+                assert!(
+                    bitmap.clear(machine.slot.page_of(gpa)),
+                    "twice for {gpa:#x}"
+                );
+            }
+            other => panic!("unexpected exit: {other:x?}"),
+        }
+    }
+    assert!(tables > 0, "no table exited");
+    bitmap.clear(63);
+    assert_eq!(machine.run(), Exit::Sync(0, 7));
+}
+
 /// Each page exits or not by its own bit, in slots whose bitmaps end in the middle of a byte or of
 /// a word, or at the end of one.
 fn each_page_has_its_own_bit() {
@@ -161,6 +223,8 @@ test_main! {
     cases: [
         marked_page_exits,
         store_exits,
+        every_kind_of_access_exits,
+        walk_of_stage_1_exits,
         each_page_has_its_own_bit,
         bitmap_may_be_anywhere,
         unreadable_bitmap_is_an_error,

@@ -41,7 +41,7 @@ fn numbers_are_as_deployed() {
 
     let machine = Machine::new(Backing::Anonymous, 16);
     assert_eq!(machine.vm.capability(KVM_CAP_USERFAULT), 1);
-    let enabled = machine.vm.enable_capability(KVM_CAP_USERFAULT);
+    let enabled = machine.vm.enable_capability(KVM_CAP_USERFAULT, 0);
     assert_eq!(enabled, Err(Errno::EINVAL));
 }
 

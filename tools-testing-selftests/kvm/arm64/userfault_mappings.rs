@@ -99,12 +99,7 @@ fn recreated_slot_has_blocks() {
     machine.read_all();
     machine.disable();
     let region = machine.slot.region();
-    let deleted = machine.vm.set_region(&libkvm::Region {
-        memory_size: 0,
-        ..region
-    });
-    assert_eq!(deleted, Ok(()));
-    assert_eq!(machine.vm.set_region(&region), Ok(()));
+    assert_eq!(machine.vm.recreate(&machine.slot, region), Ok(()));
     machine.read_all();
     assert_eq!(machine.mappings(), blocks);
 }

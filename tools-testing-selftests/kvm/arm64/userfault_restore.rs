@@ -152,9 +152,16 @@ fn machine() -> (Slot, Vec<Vcpu>) {
 
 /// Runs a vCPU to the end of its verification, calling `userfault` for each such exit.
 fn run(vcpu: &mut Vcpu, mut userfault: impl FnMut(u64)) {
+    let (mut last, mut times) = (0, 0);
     loop {
         match vcpu.run() {
-            Exit::Userfault { gpa, .. } => userfault(gpa),
+            Exit::Userfault { gpa, .. } => {
+                // Another vCPU may be at it, but not for ever.
+                times = if gpa == last { times + 1 } else { 0 };
+                assert!(times < 100_000, "{gpa:#x} stays marked");
+                last = gpa;
+                userfault(gpa);
+            }
             Exit::Done => return,
             Exit::Sync(offset, value) => panic!(
                 "the guest found {value:#x} at {offset:#x}, not {:#x}",

@@ -28,7 +28,28 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// Has KVM watch all pages for writes anew, where it leaves that to the VMM.
+    pub fn clear_dirty_log(&self) {
+        let ones = vec![u64::MAX; self.pages().div_ceil(64)];
+        let mut clear = bindings::kvm_clear_dirty_log {
+            slot: self.region().slot,
+            num_pages: self.pages() as u32,
+            ..Default::default()
+        };
+        clear.__bindgen_anon_1.dirty_bitmap = ones.as_ptr() as *mut _;
+        self.ioctl(bindings::LIBKVM_CLEAR_DIRTY_LOG, &clear)
+            .expect("KVM_CLEAR_DIRTY_LOG failed");
+    }
+}
+
 impl Vm {
+    /// Leaves it to the VMM to have pages watched for writes: they are all dirty at first.
+    pub fn set_initially_dirty(&self) -> Result<(), Errno> {
+        let how = bindings::LIBKVM_DIRTY_LOG_INITIALLY_SET.into();
+        self.enable_capability(bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, how)
+    }
+
     /// Lets vCPUs that are added later have dirty rings, or returns why that is not possible.
     pub(crate) fn enable_dirty_ring(&self, entries: usize) -> Result<(), Errno> {
         let size = entries * size_of::<bindings::kvm_dirty_gfn>();

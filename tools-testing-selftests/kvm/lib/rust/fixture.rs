@@ -45,7 +45,12 @@ impl Machine {
     /// Creates a machine whose vCPUs start at `entry`, with the slot's address, its number of pages
     /// and their size in bytes as arguments.
     pub fn with_guest(backing: Backing, pages: usize, vcpus: usize, entry: guest::Entry) -> Self {
-        let (mut vm, mut vcpus) = Vm::new(vcpus, pages, entry);
+        let (vm, vcpus) = Vm::new(vcpus, pages, entry);
+        Self::with_vm(vm, vcpus, backing, pages)
+    }
+
+    /// Creates a machine as [`Machine::with_guest`] does, of a VM that is special.
+    pub fn with_vm(mut vm: Vm, mut vcpus: Vec<Vcpu>, backing: Backing, pages: usize) -> Self {
         let slot = vm.add_slot(backing, SLOT, GPA, pages);
         for vcpu in &mut vcpus {
             vcpu.set_args([GPA, pages as u64, host_page_size() as u64]);

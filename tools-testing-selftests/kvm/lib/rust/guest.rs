@@ -17,7 +17,10 @@
 //! safe functions here, of which the host must make no use.
 
 use crate::bindings;
-use core::ptr;
+use core::{
+    arch::asm,
+    ptr, //
+};
 
 /// The type of guest code: a function that takes what [`Vcpu::set_args`](crate::Vcpu::set_args) has
 /// set, and never returns.
@@ -60,6 +63,119 @@ pub extern "C" fn hunt_zero(base: u64, pages: u64, stride: u64) -> ! {
             page = page.wrapping_add(1);
         }
     }
+}
+
+/// Guest code that accesses the first words of pages in each way that the architecture has, a page
+/// for each way, and hands the host the number of the page and the value that was there. Starts over
+/// at the end. There are [`WAYS`] ways.
+pub extern "C" fn access_in_all_ways(base: u64, pages: u64, stride: u64) -> ! {
+    loop {
+        let mut way = 0;
+        while way < pages {
+            let address = base.wrapping_add(way.wrapping_mul(stride));
+            sync(way, access(address, way));
+            way = way.wrapping_add(1);
+        }
+    }
+}
+
+/// The number of ways that [`access_in_all_ways`] knows.
+pub const WAYS: usize = 8;
+
+/// Accesses a word in a way and returns its value before that. The word of an instruction fetch has
+/// to hold [`RET`].
+#[inline(always)]
+fn access(address: u64, way: u64) -> u64 {
+    let value: u64;
+    let (_low, _status): (u64, u64);
+    // SAFETY: In the guest, see the module's documentation. All registers that are written are
+    // named, and memory is taken for changed.
+    unsafe {
+        match way {
+            0 => asm!("ldr {}, [{}]", out(reg) value, in(reg) address),
+            // An unaligned access that ends in the page.
+            1 => asm!("ldur {}, [{}, #-1]", out(reg) value, in(reg) address.wrapping_add(4)),
+            2 => {
+                value = address;
+                asm!("str {}, [{}]", in(reg) value, in(reg) address);
+            }
+            3 => asm!(
+                "2: ldaxr {value}, [{address}]",
+                "stlxr {status:w}, {value}, [{address}]",
+                "cbnz {status:w}, 2b",
+                value = out(reg) value,
+                address = in(reg) address,
+                status = out(reg) _status,
+            ),
+            4 => asm!("ldp {}, {}, [{}]", out(reg) value, out(reg) _low, in(reg) address),
+            5 => asm!(
+                "ldr q0, [{}]",
+                "fmov {}, d0",
+                in(reg) address,
+                out(reg) value,
+                out("v0") _,
+            ),
+            // Cache maintenance needs the page to be there as well.
+            6 => {
+                asm!("dc civac, {}", in(reg) address);
+                value = read(address);
+            }
+            _ => {
+                let function: extern "C" fn() = core::mem::transmute(address);
+                asm!("ic ivau, {}", "dsb ish", "isb", in(reg) address);
+                function();
+                value = RET;
+            }
+        }
+    }
+    value
+}
+
+/// The instruction by which a function without any other returns.
+pub const RET: u64 = 0xd65f_03c0;
+
+/// Guest code as [`read_pages`], which hands the host the tag of each page in place of a word.
+pub extern "C" fn read_tags(base: u64, pages: u64, stride: u64) -> ! {
+    enable_tags();
+    loop {
+        let mut page = 0;
+        while page < pages {
+            sync(page, read_tag(base.wrapping_add(page.wrapping_mul(stride))));
+            page = page.wrapping_add(1);
+        }
+    }
+}
+
+/// Makes the memory that libkvm maps tagged, and tags accessible.
+#[inline(always)]
+fn enable_tags() {
+    // Attribute 4 is libkvm's for all memory: Tagged Normal Write-Back. SCTLR_EL1.ATA is bit 43.
+    // SAFETY: In the guest, see the module's documentation. The memory stays cacheable as it was.
+    unsafe {
+        asm!(
+            "mrs {tmp}, mair_el1",
+            "bfi {tmp}, {tagged}, #32, #8",
+            "msr mair_el1, {tmp}",
+            "mrs {tmp}, sctlr_el1",
+            "orr {tmp}, {tmp}, #(1 << 43)",
+            "msr sctlr_el1, {tmp}",
+            "isb",
+            "tlbi vmalle1",
+            "dsb nsh",
+            "isb",
+            tmp = out(reg) _,
+            tagged = in(reg) 0xf0u64,
+        )
+    }
+}
+
+/// Reads the tag of an address.
+#[inline(always)]
+fn read_tag(address: u64) -> u64 {
+    let mut value = address;
+    // SAFETY: In the guest, see the module's documentation.
+    unsafe { asm!(".inst 0xd9600020 // ldg x0, [x1]", inout("x0") value, in("x1") address) };
+    (value >> 56) & 0xf
 }
 
 /// Reads a word.

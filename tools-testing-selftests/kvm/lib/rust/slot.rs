@@ -244,6 +244,37 @@ impl Slot {
         unsafe { ptr::copy_nonoverlapping(content.as_ptr(), target, content.len()) }
     }
 
+    /// Sets all tags of a page.
+    pub fn set_tags(&self, page: usize, tag: u8) -> Result<(), Errno> {
+        let tags = vec![tag; host_page_size() / 16];
+        let mut copy = bindings::kvm_arm_copy_mte_tags {
+            guest_ipa: self.gpa(page),
+            length: host_page_size() as u64,
+            ..Default::default()
+        };
+        copy.addr = tags.as_ptr() as *mut _;
+        self.ioctl(bindings::LIBKVM_ARM_MTE_COPY_TAGS, &copy)
+    }
+
+    /// Puts a page of shared memory in the place of a page, as a mapping of its own.
+    pub fn replace_page(&self, page: usize) {
+        let access = (bindings::PROT_READ | bindings::PROT_WRITE) as i32;
+        let flags = (bindings::MAP_SHARED | bindings::MAP_ANONYMOUS | bindings::MAP_FIXED) as i32;
+        let (address, len) = (self.word(page, 0).cast(), host_page_size());
+        // SAFETY: The page belongs to the slot, nothing refers to it, and libkvm unmaps whatever is
+        // there.
+        let host = unsafe { bindings::mmap(address, len, access, flags, -1, 0) };
+        assert_eq!(host, address, "mmap failed: {:?}", Errno::last());
+    }
+
+    /// Makes a page one that has an error that its memory cannot correct, or returns why that is
+    /// not possible here.
+    pub fn poison(&self, page: usize) -> Result<(), Errno> {
+        let (address, advice) = (self.word(page, 0).cast(), bindings::MADV_HWPOISON as i32);
+        // SAFETY: The page belongs to the slot, whose content nothing else relies on.
+        Errno::check(unsafe { bindings::madvise(address, host_page_size(), advice) }).map(|_| ())
+    }
+
     /// Drops a page from the host, so that the next access finds it unmapped, and empty if the
     /// memory is anonymous or a guest_memfd.
     pub fn discard(&self, page: usize) {

@@ -126,6 +126,15 @@ impl Vm {
         Ok((vm, vcpus))
     }
 
+    /// Creates a VM as [`Vm::new`] does, whose memory has tags, or returns why that is not possible
+    /// here.
+    pub fn with_mte(vcpus: usize, pages: usize, entry: Entry) -> Result<(Self, Vec<Vcpu>), Errno> {
+        let vm = Self::without_vcpus(vcpus, pages);
+        vm.enable_capability(bindings::KVM_CAP_ARM_MTE, 0)?;
+        let vcpus = vm.add_vcpus(vcpus, entry);
+        Ok((vm, vcpus))
+    }
+
     /// Returns libkvm's description of an ordinary VM.
     fn shape() -> bindings::vm_shape {
         bindings::vm_shape {
@@ -147,6 +156,32 @@ impl Vm {
         // SAFETY: libkvm checks what it is asked for.
         let vm = unsafe { bindings::__vm_create(Self::shape(), vcpus as u32, tables as u64) };
         Self::wrap(vm)
+    }
+
+    /// Creates a VM with one vCPU, for which KVM splits blocks of `size` bytes in advance when a log
+    /// starts, or returns why that is not possible here.
+    pub fn with_eager_splitting(
+        pages: usize,
+        entry: Entry,
+        size: usize,
+    ) -> Result<(Self, Vec<Vcpu>), Errno> {
+        // What __vm_create() does, but for the capability, which wants a VM without memory.
+        let tables = pages * (host_page_size() / 4096) / 512 + 512;
+        let anonymous = Backing::Anonymous.source();
+        // SAFETY: libkvm checks what it is asked for.
+        let vm = Self::wrap(unsafe { bindings::____vm_create(Self::shape()) });
+        vm.enable_capability(bindings::KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE, size as u64)?;
+        let memory = (tables + 1024).next_multiple_of(1024) as u64;
+        // SAFETY: The pointers are valid, and the calls are those of __vm_create().
+        unsafe {
+            let raw = vm.raw();
+            bindings::vm_userspace_mem_region_add(raw, anonymous, 0, 0, memory, 0);
+            bindings::kvm_vm_elf_load(raw, bindings::program_invocation_name);
+            bindings::ucall_init(raw, memory * u64::from((*raw).page_size));
+            bindings::kvm_arch_vm_post_create(raw, 1);
+        }
+        let vcpus = vm.add_vcpus(1, entry);
+        Ok((vm, vcpus))
     }
 
     fn add_vcpus(&self, vcpus: usize, entry: Entry) -> Vec<Vcpu> {
@@ -220,6 +255,18 @@ impl Vm {
         unsafe { bindings::virt_map(vm, gva, gpa, guest_pages as u32) };
     }
 
+    /// Maps a host page in the guest's own tables, as [`Vm::map`] does, and takes the memory of the
+    /// tables that are missing for that from a slot.
+    pub fn map_with_tables_in(&mut self, slot: &Slot, gva: u64, gpa: u64) {
+        let pt = bindings::kvm_mem_region_type_MEM_REGION_PT as usize;
+        // SAFETY: The pointer is valid, and nothing else uses the VM meanwhile.
+        let before =
+            unsafe { ptr::replace(&raw mut (*self.raw()).memslots[pt], slot.region().slot) };
+        self.map(gva, gpa, 1);
+        // SAFETY: As above.
+        unsafe { (*self.raw()).memslots[pt] = before };
+    }
+
     /// Returns whether the VM's vCPUs have EL2, where they start then.
     pub fn has_el2(&self) -> bool {
         // SAFETY: The pointer is valid.
@@ -244,10 +291,11 @@ impl Vm {
         }
     }
 
-    /// Enables a capability.
-    pub fn enable_capability(&self, capability: u32) -> Result<(), Errno> {
+    /// Enables a capability, with its first argument.
+    pub fn enable_capability(&self, capability: u32, first: u64) -> Result<(), Errno> {
         let argument = bindings::kvm_enable_cap {
             cap: capability,
+            args: [first, 0, 0, 0],
             ..Default::default()
         };
         self.0
@@ -258,6 +306,16 @@ impl Vm {
     /// Calls KVM_SET_USER_MEMORY_REGION2.
     pub fn set_region(&self, region: &Region) -> Result<(), Errno> {
         self.0.set_region(region)
+    }
+
+    /// Deletes a slot, and creates it as `region` describes it.
+    pub fn recreate(&self, slot: &Slot, region: Region) -> Result<(), Errno> {
+        let deleted = Region {
+            memory_size: 0,
+            ..region
+        };
+        self.set_region(&deleted)?;
+        slot.set_region(&region)
     }
 
     /// Calls KVM_SET_USER_MEMORY_REGION, the first version of the call.
@@ -357,6 +415,21 @@ impl Vcpu {
     /// Returns libkvm's pointer.
     pub(crate) fn raw(&self) -> *mut bindings::kvm_vcpu {
         self.raw.as_ptr()
+    }
+
+    /// Lets KVM report to the guest, at a guest address, how much time was stolen from the vCPU, or
+    /// returns why that is not possible here.
+    pub fn set_steal_time(&mut self, gpa: u64) -> Result<(), Errno> {
+        let attribute = bindings::kvm_device_attr {
+            group: bindings::KVM_ARM_VCPU_PVTIME_CTRL,
+            attr: bindings::KVM_ARM_VCPU_PVTIME_IPA.into(),
+            addr: ptr::from_ref(&gpa) as u64,
+            ..Default::default()
+        };
+        let request = bindings::LIBKVM_SET_DEVICE_ATTR.into();
+        // SAFETY: The vCPU is valid, and the argument is of the type that the request wants.
+        let ret = unsafe { bindings::ioctl((*self.raw()).fd, request, ptr::from_ref(&attribute)) };
+        Errno::check(ret).map(|_| ())
     }
 
     /// Returns a statistic of the vCPU.

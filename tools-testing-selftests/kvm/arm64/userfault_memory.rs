@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Userfault on memory that is not just a stretch of private pages.
+//!
+//! A failure means that userfault works for the memory that is easy and not for what VMMs have.
+
+use libkvm::{
+    fixture::{
+        needs_userfault,
+        Machine,
+        GPA,
+        SLOT, //
+    },
+    guest,
+    host_page_size,
+    ktap,
+    test_main,
+    Backing,
+    Bitmap,
+    Errno,
+    Exit,
+    Region,
+    Uffd,
+    Vm,
+    KVM_MEM_READONLY,
+    KVM_MEM_USERFAULT, //
+};
+use std::{
+    fs,
+    sync::atomic::{
+        AtomicBool,
+        AtomicUsize,
+        Ordering, //
+    },
+    thread,
+    time::Duration, //
+};
+
+const PAGES: usize = 16;
+
+/// In a read-only slot a load of a marked page exits; a store is the VMM's to emulate, as it is in
+/// any read-only slot.
+fn read_only_slot() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.fill();
+    let bitmap = Bitmap::marked(PAGES);
+    let read_only = Region {
+        flags: KVM_MEM_READONLY | KVM_MEM_USERFAULT,
+        userfault_bitmap: bitmap.address(),
+        ..machine.slot.region()
+    };
+    assert_eq!(machine.vm.recreate(&machine.slot, read_only), Ok(()));
+    assert_eq!(machine.run(), machine.userfault(0));
+    bitmap.clear(0);
+    machine.read(0..1);
+    assert_eq!(machine.run(), machine.userfault(1));
+    assert_eq!(machine.slot.set_flags(KVM_MEM_READONLY, None), Ok(()));
+    machine.read(1..PAGES);
+}
+
+/// A slot whose memory is several mappings, of different kinds.
+fn slot_of_several_mappings() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.slot.replace_page(3);
+    machine.slot.replace_page(8);
+    machine.fill();
+    let bitmap = Bitmap::new(PAGES);
+    for page in [2, 3, 4, 8] {
+        bitmap.mark(page);
+    }
+    machine.enable(&bitmap);
+    for page in 0..PAGES {
+        if bitmap.is_marked(page) {
+            assert_eq!(machine.run(), machine.userfault(page));
+            bitmap.clear(page);
+        }
+        machine.read(page..page + 1);
+    }
+}
+
+/// Several slots, each with a bitmap of its own or without one.
+fn several_slots() {
+    let (mut vm, mut vcpus) = Vm::new(1, 3 * PAGES, guest::read_pages);
+    let len = (PAGES * host_page_size()) as u64;
+    let slots = [0, 1, 2].map(|n| {
+        let slot = vm.add_slot(Backing::Anonymous, SLOT + n as u32, GPA + n * len, PAGES);
+        for page in 0..PAGES {
+            slot.write(page, 0, n);
+        }
+        slot
+    });
+    vcpus[0].set_args([GPA, 3 * PAGES as u64, host_page_size() as u64]);
+    let bitmaps = [Bitmap::new(PAGES), Bitmap::new(PAGES)];
+    bitmaps[0].mark(PAGES - 1);
+    bitmaps[1].mark(0);
+    assert_eq!(
+        slots[0].set_flags(KVM_MEM_USERFAULT, Some(&bitmaps[0])),
+        Ok(())
+    );
+    assert_eq!(
+        slots[2].set_flags(KVM_MEM_USERFAULT, Some(&bitmaps[1])),
+        Ok(())
+    );
+
+    let size = host_page_size() as u64;
+    for page in 0..3 * PAGES {
+        let slot = page / PAGES;
+        if page == PAGES - 1 || page == 2 * PAGES {
+            let gpa = GPA + page as u64 * size;
+            assert_eq!(vcpus[0].run(), Exit::Userfault { gpa, size });
+            bitmaps[slot / 2].clear(page % PAGES);
+        }
+        assert_eq!(vcpus[0].run(), Exit::Sync(page as u64, slot as u64));
+    }
+}
+
+/// Memory without a struct page that KVM can use: the kernel's own data for the vDSO.
+fn memory_of_a_driver() {
+    let Some(address) = vvar() else {
+        ktap::skip("no [vvar] in /proc/self/maps");
+    };
+    let mut machine = Machine::new(Backing::Anonymous, 1);
+    let bitmap = Bitmap::marked(1);
+    let region = Region {
+        flags: KVM_MEM_READONLY | KVM_MEM_USERFAULT,
+        userspace_addr: address,
+        userfault_bitmap: bitmap.address(),
+        ..machine.slot.region()
+    };
+    match machine.vm.recreate(&machine.slot, region) {
+        Ok(()) => {}
+        Err(Errno::EINVAL) => ktap::skip("needs FEAT_S2FWB and CTR_EL0.DIC"),
+        Err(error) => panic!("cannot create the slot: {error:?}"),
+    }
+    assert_eq!(machine.run(), machine.userfault(0));
+    bitmap.clear(0);
+    assert!(matches!(machine.run(), Exit::Sync(0, _)));
+}
+
+/// Returns where the kernel's data for the vDSO is.
+fn vvar() -> Option<u64> {
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.contains("[vvar"))?;
+    u64::from_str_radix(line.split_once('-')?.0, 16).ok()
+}
+
+/// A marked page exits before anything looks at its memory, even if that is broken.
+fn poisoned_page_exits_while_marked() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.fill();
+    let bitmap = Bitmap::new(PAGES);
+    bitmap.mark(0);
+    machine.enable(&bitmap);
+    if let Err(error) = machine.slot.poison(0) {
+        ktap::skip(format!("no MADV_HWPOISON: {error:?}"));
+    }
+    assert_eq!(machine.run(), machine.userfault(0));
+    assert_eq!(machine.run(), machine.userfault(0));
+}
+
+/// KVM's own accesses do not exit. userfaultfd on the same memory covers them, and both work side
+/// by side: here KVM writes stolen time to a marked page that is missing.
+fn accesses_of_kvm_are_for_userfaultfd() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    let bitmap = Bitmap::marked(PAGES);
+    machine.enable(&bitmap);
+    let steal_time = machine.slot.gpa(PAGES - 1);
+    if let Err(error) = machine.vcpus[0].set_steal_time(steal_time) {
+        ktap::skip(format!("no stolen time: {error:?}"));
+    }
+    let uffd = Uffd::missing(&machine.slot)
+        .unwrap_or_else(|error| ktap::skip(format!("no userfaultfd: {error:?}")));
+
+    let (finished, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let userfault = machine.userfault(0);
+    let (slot, vcpu) = (&machine.slot, &mut machine.vcpus[0]);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let content = vec![0; host_page_size()];
+            while !finished.load(Ordering::Relaxed) {
+                if let Some(fault) = uffd.wait(Duration::from_millis(20)) {
+                    assert_eq!(fault.page, PAGES - 1, "not the page that KVM writes to");
+                    served.fetch_add(1, Ordering::Relaxed);
+                    uffd.copy(fault.page, &content);
+                }
+            }
+        });
+        // The guest's own access exits, while KVM's is served behind its back.
+        let exits = [vcpu.run(), vcpu.run()];
+        let mut page = vec![0; host_page_size()];
+        page[0] = 9;
+        uffd.copy(0, &page);
+        bitmap.clear(0);
+        let after = vcpu.run();
+        finished.store(true, Ordering::Relaxed);
+        assert_eq!(exits, [userfault; 2]);
+        assert_eq!(after, Exit::Sync(0, 9));
+    });
+    assert_eq!(
+        served.into_inner(),
+        1,
+        "accesses of KVM that userfaultfd saw"
+    );
+    assert!(
+        bitmap.is_marked(slot.pages() - 1),
+        "KVM wrote to the bitmap"
+    );
+}
+
+/// Tags that are restored along with a page are there when its mark is cleared.
+fn tags_are_restored() {
+    let (mut vm, mut vcpus) = match Vm::with_mte(1, PAGES, guest::read_tags) {
+        Ok(made) => made,
+        Err(error) => ktap::skip(format!("no memory tagging: {error:?}")),
+    };
+    let slot = vm.add_slot(Backing::Anonymous, SLOT, GPA, PAGES);
+    vcpus[0].set_args([GPA, PAGES as u64, host_page_size() as u64]);
+    let bitmap = Bitmap::marked(PAGES);
+    assert_eq!(slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)), Ok(()));
+
+    for page in 0..PAGES {
+        let tag = page as u8 % 15 + 1;
+        let exit = vcpus[0].run();
+        assert!(
+            matches!(exit, Exit::Userfault { gpa, .. } if gpa == slot.gpa(page)),
+            "{exit:x?}"
+        );
+        slot.write(page, 0, 0);
+        assert_eq!(slot.set_tags(page, tag), Ok(()));
+        bitmap.clear(page);
+        assert_eq!(vcpus[0].run(), Exit::Sync(page as u64, tag.into()));
+    }
+}
+
+test_main! {
+    needs: needs_userfault,
+    cases: [
+        read_only_slot,
+        slot_of_several_mappings,
+        several_slots,
+        memory_of_a_driver,
+        poisoned_page_exits_while_marked,
+        tags_are_restored,
+        accesses_of_kvm_are_for_userfaultfd,
+    ]
+}
