@@ -101,6 +101,9 @@ fn free_hugetlb_pages() -> usize {
         .unwrap_or(0)
 }
 
+/// A signal handler.
+extern "C" fn ignore(_signal: i32) {}
+
 /// A memory slot of a VM, mapped in the guest at its guest physical address.
 pub struct Slot {
     vm: Arc<VmInner>,
@@ -271,8 +274,16 @@ impl Slot {
     /// not possible here.
     pub fn poison(&self, page: usize) -> Result<(), Errno> {
         let (address, advice) = (self.word(page, 0).cast(), bindings::MADV_HWPOISON as i32);
-        // SAFETY: The page belongs to the slot, whose content nothing else relies on.
-        Errno::check(unsafe { bindings::madvise(address, host_page_size(), advice) }).map(|_| ())
+        // The kernel tells whoever has the page mapped, and libkvm would take that for a failure.
+        // SAFETY: The handler does nothing, and the page belongs to the slot, whose content nothing
+        // else relies on.
+        let ret = unsafe {
+            let before = bindings::signal(bindings::SIGBUS as i32, Some(ignore));
+            let ret = bindings::madvise(address, host_page_size(), advice);
+            bindings::signal(bindings::SIGBUS as i32, before);
+            ret
+        };
+        Errno::check(ret).map(|_| ())
     }
 
     /// Drops a page from the host, so that the next access finds it unmapped, and empty if the
