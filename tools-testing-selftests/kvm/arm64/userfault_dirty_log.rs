@@ -80,8 +80,8 @@ fn of_slot(ring: &[(u32, u64)]) -> Vec<u64> {
     entries.map(|entry| entry.1).collect()
 }
 
-/// Setting or clearing userfault neither starts nor stops nor repeats what dirty logging does: what
-/// was written stays reported once, and what is writable stays so.
+/// Setting or clearing userfault neither starts nor stops nor repeats what dirty logging does:
+/// what was written stays reported once, and what is writable stays so.
 fn toggling_userfault_leaves_the_log_alone() {
     let mut machine = machine();
     let bitmap = Bitmap::new(PAGES);

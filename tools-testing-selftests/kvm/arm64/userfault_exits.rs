@@ -56,8 +56,8 @@ fn store_exits() {
     }
 }
 
-/// Loads, stores, exclusives, pairs, vectors, cache maintenance and instruction fetches exit alike,
-/// and are executed anew.
+/// Loads, stores, exclusives, pairs, vectors, cache maintenance and instruction fetches exit
+/// alike, and are executed anew.
 fn every_kind_of_access_exits() {
     let mut machine = Machine::with_guest(
         Backing::Anonymous,
@@ -166,8 +166,8 @@ fn bitmap_may_be_anywhere() {
     }
 }
 
-/// Where the bitmap cannot be read KVM_RUN fails, without a claim that the page was marked, and the
-/// vCPU runs on as soon as it can be read.
+/// Where the bitmap cannot be read KVM_RUN fails, without a claim that the page was marked, and
+/// the vCPU runs on as soon as it can be read.
 fn unreadable_bitmap_is_an_error() {
     let mut machine = Machine::new(Backing::Anonymous, 16);
     let area = Area::new(1);

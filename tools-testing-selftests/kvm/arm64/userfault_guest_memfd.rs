@@ -2,8 +2,8 @@
 
 //! Userfault on slots that are bound to a guest_memfd.
 //!
-//! A change of flags replaces the slot inside KVM. A failure means that the new one lost what it was
-//! bound to, so that a VMM which toggles userfault loses its guest.
+//! A change of flags replaces the slot inside KVM. A failure means that the new one lost what it
+//! was bound to, so that a VMM which toggles userfault loses its guest.
 
 use libkvm::{
     fixture::{

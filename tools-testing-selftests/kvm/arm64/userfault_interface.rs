@@ -2,8 +2,8 @@
 
 //! The interface of userfault: numbers, capability, and what the calls refuse.
 //!
-//! A failure means that a VMM which works with another kernel would not work with this one, or that
-//! a mistake of a VMM goes unnoticed.
+//! A failure means that a VMM which works with another kernel would not work with this one, or
+//! that a mistake of a VMM goes unnoticed.
 
 use libkvm::{
     fixture::{

@@ -2,8 +2,8 @@
 
 //! What stage 2 maps while the flag is set, and what setting and clearing it does to mappings.
 //!
-//! A failure means that a marked page is within reach of the guest, or that clearing the flag costs
-//! what nobody asked for.
+//! A failure means that a marked page is within reach of the guest, or that clearing the flag
+//! costs what nobody asked for.
 
 use libkvm::{
     fixture::{

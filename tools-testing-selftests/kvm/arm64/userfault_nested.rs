@@ -66,8 +66,9 @@ extern "C" fn run_register_user(vncr: u64, _: u64, _: u64) -> ! {
     guest_el2::enter_l2(guest_el2::NV2, use_register, 0, 0, 0)
 }
 
-/// The page of the slot with L2's registers, and where TPIDR_EL2 is, in bytes from the page's start
-/// to the registers and in words to TPIDR_EL2. Registers take 4K, whatever the size of a page is.
+/// The page of the slot with L2's registers, and where TPIDR_EL2 is, in bytes from the page's
+/// start to the registers and in words to TPIDR_EL2. Registers take 4K, whatever the size of a
+/// page is.
 const REGISTERS: usize = 1;
 
 fn registers_offset() -> usize {

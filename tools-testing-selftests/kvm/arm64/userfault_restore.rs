@@ -4,8 +4,8 @@
 //!
 //! The guest runs at once, with none of its memory there, and verifies all that it finds. Pages
 //! come from the file as they are touched: read by a handler thread, by the vCPU's own thread, or
-//! by a handler thread of userfaultfd without userfault. Each way is measured. A failure means that
-//! a restored guest would have seen a page that is not the one that was saved.
+//! by a handler thread of userfaultfd without userfault. Each way is measured. A failure means
+//! that a restored guest would have seen a page that is not the one that was saved.
 
 use libkvm::{
     fixture::needs_userfault,

@@ -43,8 +43,8 @@ impl<'a> Bitmap<'a> {
     pub fn within(area: &'a Area, offset: usize, pages: usize) -> Self {
         let len = pages.div_ceil(8);
         assert!(offset + len <= area.len(), "outside the area");
-        // SAFETY: The bytes are inside the area, which lives as long as the bitmap, and are accessed
-        // by atomics only.
+        // SAFETY: The bytes are inside the area, which lives as long as the bitmap, and are
+        // accessed by atomics only.
         let bytes = unsafe { slice::from_raw_parts(area.at(offset).cast(), len) };
         Self {
             storage: Storage::Borrowed(bytes),

@@ -66,8 +66,8 @@ impl Vcpu {
     /// Returns the pages, by slot and number, that the vCPU's dirty ring holds.
     pub fn dirty_ring(&self) -> Vec<(u32, u64)> {
         // SAFETY: The vCPU is valid and has a ring.
-        let ring: *const bindings::kvm_dirty_gfn =
-            unsafe { bindings::vcpu_map_dirty_ring(self.raw()) }.cast();
+        let ring = unsafe { bindings::vcpu_map_dirty_ring(self.raw()) };
+        let ring: *const bindings::kvm_dirty_gfn = ring.cast();
         // SAFETY: libkvm has set the number of entries when it mapped the ring.
         let entries = unsafe { (*self.raw()).dirty_gfns_count } as usize;
         (0..entries)

@@ -42,8 +42,8 @@ impl Machine {
         Self::with_guest(backing, pages, 1, guest::read_pages)
     }
 
-    /// Creates a machine whose vCPUs start at `entry`, with the slot's address, its number of pages
-    /// and their size in bytes as arguments.
+    /// Creates a machine whose vCPUs start at `entry`, with the slot's address, its number of
+    /// pages and their size in bytes as arguments.
     pub fn with_guest(backing: Backing, pages: usize, vcpus: usize, entry: guest::Entry) -> Self {
         let (vm, vcpus) = Vm::new(vcpus, pages, entry);
         Self::with_vm(vm, vcpus, backing, pages)

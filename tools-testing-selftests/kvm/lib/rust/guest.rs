@@ -22,8 +22,8 @@ use core::{
     ptr, //
 };
 
-/// The type of guest code: a function that takes what [`Vcpu::set_args`](crate::Vcpu::set_args) has
-/// set, and never returns.
+/// The type of guest code: a function that takes what [`Vcpu::set_args`](crate::Vcpu::set_args)
+/// has set, and never returns.
 pub type Entry = extern "C" fn(u64, u64, u64) -> !;
 
 /// Guest code that reads the first word of `pages` pages from `base` on, each `stride` bytes after
@@ -38,8 +38,8 @@ pub extern "C" fn read_pages(base: u64, pages: u64, stride: u64) -> ! {
     }
 }
 
-/// Guest code that writes to the first word of `pages` pages, each in turn, that page's number, and
-/// hands it to the host. Starts over at the end.
+/// Guest code that writes to the first word of `pages` pages, each in turn, that page's number,
+/// and hands it to the host. Starts over at the end.
 pub extern "C" fn write_pages(base: u64, pages: u64, stride: u64) -> ! {
     loop {
         let mut page = 0;
@@ -51,8 +51,8 @@ pub extern "C" fn write_pages(base: u64, pages: u64, stride: u64) -> ! {
     }
 }
 
-/// Guest code that reads the first word of each page over and over and calls the host only when one
-/// is zero, with the page's number.
+/// Guest code that reads the first word of each page over and over and calls the host only when
+/// one is zero, with the page's number.
 pub extern "C" fn hunt_zero(base: u64, pages: u64, stride: u64) -> ! {
     loop {
         let mut page = 0;
@@ -65,9 +65,9 @@ pub extern "C" fn hunt_zero(base: u64, pages: u64, stride: u64) -> ! {
     }
 }
 
-/// Guest code that accesses the first words of pages in each way that the architecture has, a page
-/// for each way, and hands the host the number of the page and the value that was there. Starts over
-/// at the end. There are [`WAYS`] ways.
+/// Guest code that accesses the first words of pages in each way that the architecture has, a
+/// page for each way, and hands the host the number of the page and the value that was there.
+/// Starts over at the end. There are [`WAYS`] ways.
 pub extern "C" fn access_in_all_ways(base: u64, pages: u64, stride: u64) -> ! {
     loop {
         let mut way = 0;
@@ -82,8 +82,8 @@ pub extern "C" fn access_in_all_ways(base: u64, pages: u64, stride: u64) -> ! {
 /// The number of ways that [`access_in_all_ways`] knows.
 pub const WAYS: usize = 8;
 
-/// Accesses a word in a way and returns its value before that. The word of an instruction fetch has
-/// to hold [`RET`].
+/// Accesses a word in a way and returns its value before that. The word of an instruction fetch
+/// has to hold [`RET`].
 #[inline(always)]
 fn access(address: u64, way: u64) -> u64 {
     let value: u64;

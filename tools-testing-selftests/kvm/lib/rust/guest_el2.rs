@@ -3,9 +3,9 @@
 //! What guest code may do that is a hypervisor, L1, and runs a guest of its own, L2.
 //!
 //! L1 is at EL2 with HCR_EL2.{E2H,TGE} = {1,1}, where libkvm starts a vCPU that has EL2. L2 is
-//! another function of the program, at EL1, and is guest code like any other: it has the stage 1 of
-//! L1, a part of its stack and no way back. An exception that either of them takes reaches the host
-//! as an [`Exit::Exception`](crate::Exit::Exception).
+//! another function of the program, at EL1, and is guest code like any other: it has the stage 1
+//! of L1, a part of its stack and no way back. An exception that either of them takes reaches the
+//! host as an [`Exit::Exception`](crate::Exit::Exception).
 //!
 //! What is said in [`guest`](crate::guest) about accesses holds for registers as well: to change
 //! them is the guest's own problem, and the host cannot even try.
@@ -16,12 +16,12 @@ use core::arch::asm;
 /// What L2 has, as bits of HCR_EL2: a stage 2, the one of [`set_stage2`].
 pub const STAGE2: u64 = 1 << 0;
 
-/// What L2 has, as bits of HCR_EL2: FEAT_NV2, so that its accesses to registers of EL2 are accesses
-/// to the page of [`set_vncr`].
-pub const NV2: u64 = 1 << 42 | 1 << 45;
+/// What L2 has, as bits of HCR_EL2: FEAT_NV2, so that its accesses to registers of EL2 are
+/// accesses to the page of [`set_vncr`].
+pub const NV2: u64 = (1 << 42) | (1 << 45);
 
 /// HCR_EL2.{E2H,RW}: L1 stays what it is, and L2 is of 64 bits.
-const HCR: u64 = 1 << 34 | 1 << 31;
+const HCR: u64 = (1 << 34) | (1 << 31);
 
 /// PSTATE of L2: EL1h, all interrupts masked.
 const PSTATE: u64 = 0x3c5;
@@ -38,9 +38,10 @@ pub fn set_stage2(table: u64, page_size: u64) {
         _ => 1,
     };
     // T0SZ; SL0, for the table's level; IRGN0, ORGN0, SH0: cached and shared; TG0; PS: 36 bits.
-    let vtcr = (64 - IPA_BITS) | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | granule << 14 | 1 << 16;
+    let caching = (1 << 8) | (1 << 10) | (3 << 12);
+    let vtcr = (64 - IPA_BITS) | (1 << 6) | caching | (granule << 14) | (1 << 16);
     // VMID 1.
-    let vttbr = table | 1 << 48;
+    let vttbr = table | (1 << 48);
     // SAFETY: In the guest, see the module's documentation.
     unsafe {
         asm!(

@@ -4,11 +4,11 @@
 //!
 //! A test sets up a [`Vm`] with guest code from [`guest`], adds a [`Slot`], lets a [`Vcpu`] run
 //! until its next [`Exit`] and says what it expected. [`ktap`] runs the cases of a program and
-//! reports them; [`test_main`] lists them. What a test does not find here it should add here: tests
-//! have no `unsafe` code.
+//! reports them; [`test_main`] lists them. What a test does not find here it should add here:
+//! tests have no `unsafe` code.
 //!
-//! libkvm itself ends the program when a call fails that always has to work, such as creating a VM.
-//! Functions of this crate do the same unless they return a [`Result`].
+//! libkvm itself ends the program when a call fails that always has to work, such as creating a
+//! VM. Functions of this crate do the same unless they return a [`Result`].
 
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks)]
 #[allow(improper_ctypes, missing_docs, unsafe_op_in_unsafe_fn)]

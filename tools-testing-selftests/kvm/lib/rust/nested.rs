@@ -15,7 +15,7 @@ use std::ops::Range;
 pub struct L2Table(Slot);
 
 /// A valid block: accessed, inner shareable, readable and writable, executable, write-back.
-const BLOCK: u64 = 1 << 10 | 3 << 8 | 3 << 6 | 0xf << 2 | 1;
+const BLOCK: u64 = (1 << 10) | (3 << 8) | (3 << 6) | (0xf << 2) | 1;
 
 /// Returns the log2 of the size of a block.
 ///

@@ -150,8 +150,8 @@ impl Slot {
         let len = self.pages * host_page_size();
         let access = (bindings::PROT_READ | bindings::PROT_WRITE) as i32;
         let flags = (kind | bindings::MAP_FIXED) as i32;
-        // SAFETY: The range belongs to the slot, nothing refers to it, and libkvm unmaps whatever is
-        // there.
+        // SAFETY: The range belongs to the slot, nothing refers to it, and libkvm unmaps whatever
+        // is there.
         let host = unsafe { bindings::mmap(self.host.cast(), len, access, flags, fd, 0) };
         assert_eq!(host.cast(), self.host, "mmap failed: {:?}", Errno::last());
     }
@@ -264,8 +264,8 @@ impl Slot {
         let access = (bindings::PROT_READ | bindings::PROT_WRITE) as i32;
         let flags = (bindings::MAP_SHARED | bindings::MAP_ANONYMOUS | bindings::MAP_FIXED) as i32;
         let (address, len) = (self.word(page, 0).cast(), host_page_size());
-        // SAFETY: The page belongs to the slot, nothing refers to it, and libkvm unmaps whatever is
-        // there.
+        // SAFETY: The page belongs to the slot, nothing refers to it, and libkvm unmaps whatever
+        // is there.
         let host = unsafe { bindings::mmap(address, len, access, flags, -1, 0) };
         assert_eq!(host, address, "mmap failed: {:?}", Errno::last());
     }
@@ -275,8 +275,8 @@ impl Slot {
     pub fn poison(&self, page: usize) -> Result<(), Errno> {
         let (address, advice) = (self.word(page, 0).cast(), bindings::MADV_HWPOISON as i32);
         // The kernel tells whoever has the page mapped, and libkvm would take that for a failure.
-        // SAFETY: The handler does nothing, and the page belongs to the slot, whose content nothing
-        // else relies on.
+        // SAFETY: The handler does nothing, and the page belongs to the slot, whose content
+        // nothing else relies on.
         let ret = unsafe {
             let before = bindings::signal(bindings::SIGBUS as i32, Some(ignore));
             let ret = bindings::madvise(address, host_page_size(), advice);

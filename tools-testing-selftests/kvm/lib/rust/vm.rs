@@ -126,8 +126,8 @@ impl Vm {
         Ok((vm, vcpus))
     }
 
-    /// Creates a VM as [`Vm::new`] does, whose memory has tags, or returns why that is not possible
-    /// here.
+    /// Creates a VM as [`Vm::new`] does, whose memory has tags, or returns why that is not
+    /// possible here.
     pub fn with_mte(vcpus: usize, pages: usize, entry: Entry) -> Result<(Self, Vec<Vcpu>), Errno> {
         let vm = Self::without_vcpus(vcpus, pages);
         vm.enable_capability(bindings::KVM_CAP_ARM_MTE, 0)?;
@@ -158,8 +158,8 @@ impl Vm {
         Self::wrap(vm)
     }
 
-    /// Creates a VM with one vCPU, for which KVM splits blocks of `size` bytes in advance when a log
-    /// starts, or returns why that is not possible here.
+    /// Creates a VM with one vCPU, for which KVM splits blocks of `size` bytes in advance when a
+    /// log starts, or returns why that is not possible here.
     pub fn with_eager_splitting(
         pages: usize,
         entry: Entry,
@@ -255,8 +255,8 @@ impl Vm {
         unsafe { bindings::virt_map(vm, gva, gpa, guest_pages as u32) };
     }
 
-    /// Maps a host page in the guest's own tables, as [`Vm::map`] does, and takes the memory of the
-    /// tables that are missing for that from a slot.
+    /// Maps a host page in the guest's own tables, as [`Vm::map`] does, and takes the memory of
+    /// the tables that are missing for that from a slot.
     pub fn map_with_tables_in(&mut self, slot: &Slot, gva: u64, gpa: u64) {
         let pt = bindings::kvm_mem_region_type_MEM_REGION_PT as usize;
         // SAFETY: The pointer is valid, and nothing else uses the VM meanwhile.
@@ -417,8 +417,8 @@ impl Vcpu {
         self.raw.as_ptr()
     }
 
-    /// Lets KVM report to the guest, at a guest address, how much time was stolen from the vCPU, or
-    /// returns why that is not possible here.
+    /// Lets KVM report to the guest, at a guest address, how much time was stolen from the vCPU,
+    /// or returns why that is not possible here.
     pub fn set_steal_time(&mut self, gpa: u64) -> Result<(), Errno> {
         let attribute = bindings::kvm_device_attr {
             group: bindings::KVM_ARM_VCPU_PVTIME_CTRL,
