@@ -4,6 +4,7 @@ and what these do on machines. One line a check, and a count at the end."""
 
 import argparse
 import concurrent.futures
+import functools
 import os
 import re
 import subprocess
@@ -43,25 +44,22 @@ class Checks:
     def __init__(self, only):
         self.only, self.passed, self.failed = only, 0, 0
 
-    def check(self, name, function, *arguments):
+    def check(self, name, function):
         """Runs a check: it fails by an exception or by returning what is wrong."""
         if self.only and not any(word in name for word in self.only):
-            return None
+            return
         start = time.monotonic()
-        wrong, result = "", None
         try:
-            result = function(*arguments)
-            wrong = result if isinstance(result, str) else ""
+            wrong = function() or ""
         except LabError as error:
             wrong = str(error)
         seconds = time.monotonic() - start
         if wrong:
             self.failed += 1
             print(f"FAIL  {name} ({seconds:.0f} s)\n{wrong}", flush=True)
-            return None
-        self.passed += 1
-        print(f"ok    {name} ({seconds:.0f} s)", flush=True)
-        return result
+        else:
+            self.passed += 1
+            print(f"ok    {name} ({seconds:.0f} s)", flush=True)
 
 
 def shell_scripts():
@@ -230,22 +228,24 @@ def program():
     check("the model of userfault holds, and fails where broken", models)
     source = tree.ready()
     check("patches apply, mirrored folders agree", series_check)
-    check("Rust is formatted", rustfmt, source)
-    check("patches pass checkpatch --strict", checkpatch, source)
+    check("Rust is formatted", lambda: rustfmt(source))
+    check("patches pass checkpatch --strict", lambda: checkpatch(source))
 
-    build = kernel.kernel(source, "4k", args.jobs)
-    initrd = kernel.initrd(build, kernel.selftests(source, build, args.jobs))
-    check("Rust passes clippy", clippy, source, build)
-    check("C and Rust compile without warnings at W=1", kernel_warnings, source, build)
-    check("the helper cannot panic", no_panic, build)
+    # What several checks use is built when the first of them runs.
+    build = functools.cache(lambda: kernel.kernel(source, "4k", args.jobs))
+    plain = functools.cache(lambda: kernel.kernel(source, "4k-norust", args.jobs))
+    initrd = functools.cache(
+        lambda: kernel.initrd(build(), kernel.selftests(source, build(), args.jobs))
+    )
+    check("Rust passes clippy", lambda: initrd() and clippy(source, build()))
+    check("C and Rust compile without warnings at W=1", lambda: kernel_warnings(source, build()))
+    check("the helper cannot panic", lambda: no_panic(build()))
     for name in MACHINES:
-        check(f"selftests and KUnit pass on {name}", selftests, name, build, initrd)
+        check(f"selftests and KUnit pass on {name}", lambda: selftests(name, build(), initrd()))
     for one in mutants.mutants(QUICK_MUTANTS):
-        check(f"tests catch the mutant {one.name}", mutant, one, source, build, initrd)
-
-    plain = kernel.kernel(source, "4k-norust", args.jobs)
-    check("C compiles without warnings at W=1 and RUST=n", kernel_warnings, source, plain)
-    check("selftests skip with RUST=n", selftests_without_rust, "nofwb", plain, initrd)
+        check(f"tests catch the mutant {one.name}", lambda: mutant(one, source, build(), initrd()))
+    check("C compiles without warnings at W=1 and RUST=n", lambda: kernel_warnings(source, plain()))
+    check("selftests skip with RUST=n", lambda: selftests_without_rust("nofwb", plain(), initrd()))
 
     print(f"{checks.passed} passed, {checks.failed} failed")
     return 1 if checks.failed else 0

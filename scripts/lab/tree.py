@@ -64,13 +64,13 @@ def git(*words, tree=None, date=None):
 
 
 def patch_files():
-    """Returns the patches in order, without the cover letter."""
-    return sorted(PATCHES.glob("[0-9][0-9][0-9][0-9]-*.patch"))[1:]
+    """Returns the patches in order."""
+    return sorted(PATCHES.glob("[0-9][0-9][0-9][0-9]-*.patch"))
 
 
 def cover_file():
-    """Returns the cover letter."""
-    return PATCHES / "0000-cover-letter.patch"
+    """Returns the cover letter; by its name 'git am patches/*.patch' leaves it out."""
+    return PATCHES / "0000-cover-letter.txt"
 
 
 def digest():
@@ -293,6 +293,8 @@ def format_patches(directory):
     date = git("log", "-1", "--format=%aI", BRANCH)
     git("config", f"branch.{BRANCH}.description", cover_text())
     git("format-patch", *FORMAT, "--output-directory", directory, f"base..{BRANCH}", date=date)
+    cover = pathlib.Path(directory) / "0000-cover-letter.patch"
+    cover.rename(cover.with_name(cover_file().name))
 
 
 def export():

@@ -45,7 +45,7 @@ class Series(unittest.TestCase):
         self.git = lambda *words: tree.git(*words, date=tree.BASE_DATE)
 
         self.patches.mkdir(parents=True)
-        (self.patches / "0000-cover-letter.patch").write_text(COVER)
+        (self.patches / "0000-cover-letter.txt").write_text(COVER)
         self.write("MAINTAINERS", "old\n")
         self.git("init", "--quiet", "--initial-branch=base")
         self.commit("base")
