@@ -26,7 +26,7 @@ enum kvm_userfault_invalidation {
 
 u64 kvm_userfault_map_size(u64 size);
 enum kvm_userfault_invalidation
-kvm_userfault_invalidation(bool was_userfault, bool is_userfault,
-			   enum kvm_userfault_change change);
+kvm_userfault_commit(bool was_userfault, bool is_userfault,
+		     enum kvm_userfault_change change);
 
 #endif /* __ARM64_KVM_USERFAULT_H__ */

@@ -5,8 +5,8 @@
 //! Two questions of `mmu.c` are answered here: how large a stage 2 mapping may be while some pages
 //! of its slot are marked, and what to invalidate once a change of the slot's flags is visible.
 //! Locks, VMAs and page tables stay in C. An answer can make a mapping smaller or name something
-//! to invalidate, nothing else, so a bug in this file can break a promise of userfault but cannot
-//! map what C would not have mapped.
+//! to invalidate, nothing else: C takes the smaller of the size that it found and the answer. So a
+//! bug in this file can break a promise of userfault but cannot map what C would not have mapped.
 //!
 //! The answers come from [`size`] and [`commit`], which know plain values only: they use nothing of
 //! the kernel, no `unsafe` code and no operation that can panic. The functions below turn what C
@@ -76,7 +76,7 @@ pub unsafe extern "C" fn kvm_userfault_map_size(size: u64) -> u64 {
 /// Always safe to call.
 // Required to be unsafe due to the `#[export]` annotation.
 #[export]
-pub unsafe extern "C" fn kvm_userfault_invalidation(
+pub unsafe extern "C" fn kvm_userfault_commit(
     was_userfault: bool,
     is_userfault: bool,
     change: bindings::kvm_userfault_change,

@@ -29,7 +29,7 @@ pub(crate) enum Invalidation {
 /// An enable must remove what was mapped before it: a mapping does not know about marked pages.
 /// A slot that was created, moved or deleted has no mapping left from before.
 ///
-/// A disable removes nothing. Small mappings are no error, and getting rid of them is dear without
+/// A disable removes nothing. Small mappings are no error, and removing them is costly without
 /// FEAT_S2FWB: every page has to be cleaned to memory first. A VMM that wants its blocks back can
 /// delete the slot and create it again.
 pub(crate) fn invalidation(

@@ -2,7 +2,7 @@
 
 //! How large a stage 2 mapping may be.
 
-/// The size of a stage 2 mapping in bytes.
+/// The size of a stage 2 mapping in bytes, which C has found to be one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct MapSize(u64);
 

@@ -38,18 +38,20 @@ def fragments(variant):
 
 def write_config(tree, build, variant):
     """Writes .config from allnoconfig and the fragments, as far as the tree offers their symbols."""
+    # In the cache, as merge_config.sh knows no path with a space.
+    merged = build / "kvm-userfault.config"
+    merged.write_text("".join(path.read_text() for path in fragments(variant)))
     step(
         f"configuring the {variant} kernel",
         [
             "sh",
             "-ec",
             'make -s -C "$0" ARCH=arm64 LLVM=1 O="$1" allnoconfig;'
-            ' cd "$0"; build=$1; shift;'
-            ' scripts/kconfig/merge_config.sh -m -O "$build" "$build/.config" "$@";'
-            ' make -s ARCH=arm64 LLVM=1 O="$build" olddefconfig',
+            ' cd "$0"; scripts/kconfig/merge_config.sh -m -O "$1" "$1/.config" "$2";'
+            ' make -s ARCH=arm64 LLVM=1 O="$1" olddefconfig',
             tree,
             build,
-            *fragments(variant),
+            merged,
         ],
         f"configure-{variant}",
     )

@@ -159,7 +159,7 @@ def clippy_selftests(source, build):
         "running clippy on the selftests",
         ["sh", "-euc", script, "sh", tests / "lib/rust/libkvm.rs", lints, *programs],
         "clippy-selftests",
-        env={"LIBKVM_BINDINGS": str(build / "kselftest/kvm/lib/rust/bindings.rs")},
+        env={"LIBKVM_BINDINGS": str(build / "kselftest/kvm/rust/bindings.rs")},
     )
 
 

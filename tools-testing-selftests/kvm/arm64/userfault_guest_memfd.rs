@@ -11,6 +11,7 @@ use libkvm::{
         Machine, //
     },
     guest,
+    ktap::Finish,
     test_main,
     Backing,
     Bitmap,
@@ -139,11 +140,11 @@ fn toggle_under_vcpus() {
     bitmap.mark(0);
 
     let finished = AtomicBool::new(false);
-    let (slot, running, bitmap) = (&machine.slot, &finished, &bitmap);
+    let (slot, ended, bitmap) = (&machine.slot, &finished, &bitmap);
     thread::scope(|scope| {
         for vcpu in &mut machine.vcpus {
             scope.spawn(move || {
-                while !running.load(Ordering::Relaxed) {
+                while !ended.load(Ordering::Relaxed) {
                     match vcpu.run() {
                         Exit::Userfault { .. } => thread::yield_now(),
                         // Pages that are not marked may be punched away, and page 0 holds a 0.
@@ -153,12 +154,12 @@ fn toggle_under_vcpus() {
                 }
             });
         }
+        let _finish = Finish(&finished);
         for round in 0..200 {
             assert_eq!(slot.set_flags(SET, Some(bitmap)), Ok(()));
             slot.discard(1 + round % (PAGES - 1));
             assert_eq!(slot.set_flags(CLEAR, None), Ok(()));
         }
-        finished.store(true, Ordering::Relaxed);
     });
 }
 

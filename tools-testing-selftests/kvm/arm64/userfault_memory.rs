@@ -13,7 +13,10 @@ use libkvm::{
     },
     guest,
     host_page_size,
-    ktap,
+    ktap::{
+        self,
+        Finish, //
+    },
     test_main,
     Backing,
     Bitmap,
@@ -38,8 +41,7 @@ use std::{
 
 const PAGES: usize = 16;
 
-/// In a read-only slot a load of a marked page exits; a store is the VMM's to emulate, as it is in
-/// any read-only slot.
+/// A read-only slot keeps the flag and loses it as any other slot does.
 fn read_only_slot() {
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
     machine.fill();
@@ -185,6 +187,7 @@ fn accesses_of_kvm_are_for_userfaultfd() {
                 }
             }
         });
+        let _finish = Finish(&finished);
         // The guest's own access exits, while KVM's is served behind its back.
         let exits = [vcpu.run(), vcpu.run()];
         let mut page = vec![0; host_page_size()];
@@ -192,7 +195,6 @@ fn accesses_of_kvm_are_for_userfaultfd() {
         uffd.copy(0, &page);
         bitmap.clear(0);
         let after = vcpu.run();
-        finished.store(true, Ordering::Relaxed);
         assert_eq!(exits, [userfault; 2]);
         assert_eq!(after, Exit::Sync(0, 9));
     });

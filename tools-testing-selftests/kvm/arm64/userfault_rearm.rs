@@ -11,6 +11,7 @@ use libkvm::{
         Machine, //
     },
     guest,
+    ktap::Finish,
     test_main,
     Backing,
     Bitmap,
@@ -70,21 +71,22 @@ fn rearm_under_vcpus(backing: Backing, vcpus: usize, rounds: usize) {
     let finished = AtomicBool::new(false);
     let (exits, slipped) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let userfault = machine.userfault(0);
-    let (slot, running) = (&machine.slot, &finished);
+    let (slot, ended) = (&machine.slot, &finished);
     thread::scope(|scope| {
         for vcpu in &mut machine.vcpus {
             let (exits, slipped) = (&exits, &slipped);
             scope.spawn(move || {
-                while !running.load(Ordering::Relaxed) {
+                while !ended.load(Ordering::Relaxed) {
                     match vcpu.run() {
                         exit if exit == userfault => exits.fetch_add(1, Ordering::Relaxed),
-                        Exit::Sync(0, 0) if running.load(Ordering::Relaxed) => break,
+                        Exit::Sync(0, 0) if ended.load(Ordering::Relaxed) => break,
                         Exit::Sync(0, 0) => slipped.fetch_add(1, Ordering::Relaxed),
                         other => panic!("unexpected exit: {other:x?}"),
                     };
                 }
             });
         }
+        let _finish = Finish(&finished);
         for round in 0..rounds {
             slot.write(0, 0, 1 + round as u64);
             bitmap.clear(0);
@@ -96,7 +98,7 @@ fn rearm_under_vcpus(backing: Backing, vcpus: usize, rounds: usize) {
             slot.discard(0);
         }
         finished.store(true, Ordering::Relaxed);
-        // Whatever is wrong with userfault, this gets vCPUs out of the guest.
+        // This gets vCPUs out of the guest that a wrong kernel keeps there.
         slot.write(0, 0, 0);
         bitmap.clear(0);
     });
@@ -119,19 +121,20 @@ fn toggle_under_vcpus() {
     }
 
     let finished = AtomicBool::new(false);
-    let (slot, running, bitmap) = (&machine.slot, &finished, &bitmap);
+    let (slot, ended, bitmap) = (&machine.slot, &finished, &bitmap);
     thread::scope(|scope| {
         for vcpu in &mut machine.vcpus {
             scope.spawn(move || {
-                while !running.load(Ordering::Relaxed) {
+                while !ended.load(Ordering::Relaxed) {
                     match vcpu.run() {
                         Exit::Userfault { .. } => thread::yield_now(),
-                        Exit::Sync(_, 0) if running.load(Ordering::Relaxed) => break,
+                        Exit::Sync(_, 0) if ended.load(Ordering::Relaxed) => break,
                         other => panic!("unexpected exit: {other:x?}"),
                     }
                 }
             });
         }
+        let _finish = Finish(&finished);
         for _ in 0..200 {
             bitmap.mark(2);
             let enabled = slot.set_flags(libkvm::KVM_MEM_USERFAULT, Some(bitmap));

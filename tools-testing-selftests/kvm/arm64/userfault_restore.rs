@@ -11,7 +11,10 @@ use libkvm::{
     fixture::needs_userfault,
     guest,
     host_page_size,
-    ktap,
+    ktap::{
+        self,
+        Finish, //
+    },
     test_main,
     Backing,
     Bitmap,
@@ -29,7 +32,6 @@ use std::{
     },
     io::Write,
     os::unix::fs::FileExt,
-    path::PathBuf,
     process,
     sync::{
         atomic::{
@@ -52,6 +54,9 @@ const VCPUS: usize = 4;
 
 /// The size of the guest's memory: 16 MiB, so that the program is quick under emulation too.
 const SIZE: usize = 16 << 20;
+
+/// How long a page may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Returns what a word of the snapshot is, known to host and guest alike.
 #[inline(always)]
@@ -78,11 +83,8 @@ extern "C" fn verify(base: u64, size: u64, start: u64) -> ! {
     guest::done()
 }
 
-/// The snapshot file, deleted with its last user.
-struct Snapshot {
-    file: File,
-    path: PathBuf,
-}
+/// The snapshot file.
+struct Snapshot(File);
 
 impl Snapshot {
     fn new() -> Self {
@@ -97,22 +99,18 @@ impl Snapshot {
             .create_new(true)
             .open(&path)
             .expect("cannot create the snapshot file");
+        // Whatever happens, nothing is left behind.
+        fs::remove_file(&path).expect("cannot remove the snapshot file");
         file.write_all(&content)
             .expect("cannot write the snapshot file");
-        Self { file, path }
+        Self(file)
     }
 
     fn read(&self, page: usize, content: &mut [u8]) {
         let offset = (page * host_page_size()) as u64;
-        self.file
+        self.0
             .read_exact_at(content, offset)
             .expect("cannot read the snapshot file");
-    }
-}
-
-impl Drop for Snapshot {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -152,14 +150,15 @@ fn machine() -> (Slot, Vec<Vcpu>) {
 
 /// Runs a vCPU to the end of its verification, calling `userfault` for each such exit.
 fn run(vcpu: &mut Vcpu, mut userfault: impl FnMut(u64)) {
-    let (mut last, mut times) = (0, 0);
+    let (mut last, mut since) = (0, Instant::now());
     loop {
         match vcpu.run() {
             Exit::Userfault { gpa, .. } => {
                 // Another vCPU may be at it, but not for ever.
-                times = if gpa == last { times + 1 } else { 0 };
-                assert!(times < 100_000, "{gpa:#x} stays marked");
-                last = gpa;
+                if gpa != last {
+                    (last, since) = (gpa, Instant::now());
+                }
+                assert!(since.elapsed() < PATIENCE, "{gpa:#x} stays marked");
                 userfault(gpa);
             }
             Exit::Done => return,
@@ -280,12 +279,12 @@ fn restore_by_userfaultfd() {
                 }
             }
         });
+        let _finish = Finish(&finished);
         thread::scope(|scope| {
             for vcpu in &mut vcpus {
                 scope.spawn(|| run(vcpu, |gpa| panic!("userfault at {gpa:#x} without the flag")));
             }
         });
-        finished.store(true, Ordering::Relaxed);
     });
     let figures = Figures {
         name: "userfaultfd, handler thread",

@@ -121,12 +121,14 @@ impl Machine {
     }
 }
 
-/// Skips the case unless some of the mappings are blocks, or nothing shows them.
-pub fn need_block(mappings: &Option<Vec<Mapping>>) {
-    if let Some(mappings) = mappings {
-        if !mappings.iter().any(Mapping::is_block) {
-            ktap::skip("no transparent huge page to be had");
+/// Returns the mappings, or skips the case where nothing shows them or where none is a block.
+pub fn need_block(mappings: Option<Vec<Mapping>>) -> Vec<Mapping> {
+    match mappings {
+        None => ktap::skip("nothing shows stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)"),
+        Some(mappings) if !mappings.iter().any(Mapping::is_block) => {
+            ktap::skip("no transparent huge page to be had")
         }
+        Some(mappings) => mappings,
     }
 }
 

@@ -122,7 +122,6 @@ fn access(address: u64, way: u64) -> u64 {
             }
             _ => {
                 let function: extern "C" fn() = core::mem::transmute(address);
-                asm!("ic ivau, {}", "dsb ish", "isb", in(reg) address);
                 function();
                 value = RET;
             }

@@ -4,8 +4,11 @@
 
 use std::{
     any::Any,
-    panic,
-    process, //
+    panic, process,
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
 };
 
 /// A case: its name and what it does. It fails by a panic.
@@ -26,6 +29,15 @@ pub fn skip(reason: impl Into<String>) -> ! {
 pub fn skip_all(reason: &str) -> ! {
     println!("1..0 # SKIP {reason}");
     process::exit(EXIT_SKIP)
+}
+
+/// Tells other threads that it is time to end: when it is dropped, be it by a panic.
+pub struct Finish<'a>(pub &'a AtomicBool);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Prints a line for whoever reads the report.
