@@ -126,10 +126,27 @@ def tip(branch=BRANCH):
     return result.stdout.strip()
 
 
+def applying_file():
+    """Returns the file that is there while patches are being applied."""
+    return TREE / ".git" / "kvm-userfault-applying"
+
+
+def recover():
+    """Undoes what a run has left that was killed while it applied patches."""
+    if not applying_file().exists():
+        return
+    if (TREE / ".git" / "rebase-apply").exists():
+        git("am", "--abort")
+    (TREE / ".git" / "index.lock").unlink(missing_ok=True)
+    git("checkout", "--quiet", "--force", BRANCH if tip() else "base")
+    applying_file().unlink()
+
+
 def own_work():
     """Returns what the tree holds that the patches do not, in words, or nothing."""
     if not have_base() or not tip():
         return ""
+    recover()
     if git("status", "--porcelain"):
         return "uncommitted changes"
     if git("rev-parse", "--abbrev-ref", "HEAD") != BRANCH:
@@ -167,6 +184,7 @@ def am(tree, patches, three_way=False):
 def apply(force=False):
     """Makes the branch hold exactly the patches; keeps work of its own unless forced."""
     make_base()
+    recover()
     state = applied_file()
     if state.exists() and tip() and state.read_text().split() == [digest(), tip()]:
         if not own_work():
@@ -181,14 +199,16 @@ def apply(force=False):
     if work:
         # Nothing is lost for good: the reflog of the branch still names it.
         git("clean", "--quiet", "-d", "--force")
+    applying_file().touch()
     git("checkout", "--quiet", "--force", "--detach", "base")
     try:
         am(TREE, patch_files())
     except LabError:
-        git("checkout", "--quiet", BRANCH if tip() else "base")
+        recover()
         raise
     git("checkout", "--quiet", "-B", BRANCH)
     state.write_text(f"{digest()} {tip()}\n")
+    applying_file().unlink()
 
 
 def ready():

@@ -121,5 +121,19 @@ class Series(unittest.TestCase):
         self.assertEqual(tree.own_work(), "")
 
 
+    def test_killed_while_applying(self):
+        """What a run leaves that is killed in the middle of 'git am' is no work of the user's."""
+        tree.applying_file().touch()
+        self.git("checkout", "--quiet", "--detach", "base")
+        (self.tree / ".git/rebase-apply").mkdir()
+        (self.tree / ".git/rebase-apply/applying").touch()
+        (self.tree / ".git/rebase-apply/abort-safety").write_text("")
+        self.write("MAINTAINERS", "half\n")
+        with mock.patch.object(tree, "git", wraps=tree.git) as git:
+            self.assertEqual(tree.own_work(), "")
+        self.assertIn(mock.call("am", "--abort"), git.mock_calls)
+        self.assertEqual((self.tree / "MAINTAINERS").read_text(), "new\n")
+
+
 if __name__ == "__main__":
     unittest.main()
