@@ -13,6 +13,8 @@ use libkvm::{
     guest,
     ktap::Finish,
     test_main,
+    Access,
+    Area,
     Backing,
     Bitmap,
     Exit, //
@@ -23,7 +25,11 @@ use std::{
         AtomicUsize,
         Ordering, //
     },
-    thread, //
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
 };
 
 /// A page that is marked and then dropped exits at the next access, without a call of KVM.
@@ -54,15 +60,18 @@ fn marked_and_dropped_page_exits() {
 /// The same against faults in flight: vCPUs never see the page while it is dropped, however their
 /// faults meet with the mark and the drop.
 fn no_access_slips_through() {
-    rearm_under_vcpus(Backing::Anonymous, 3, 20_000);
+    rearm_under_vcpus(Backing::Anonymous, 3, 3_000);
 }
 
 /// The same with a guest_memfd, whose pages go by punching a hole.
 fn no_access_slips_through_to_guest_memfd() {
-    rearm_under_vcpus(Backing::GuestMemfd, 3, 10_000);
+    rearm_under_vcpus(Backing::GuestMemfd, 3, 3_000);
 }
 
 /// Has vCPUs look for a zero in a page that is dropped and filled again over and over.
+///
+/// Another thread keeps mmap_lock busy. Faults wait for that, and so have the page marked and
+/// dropped between any two steps of theirs.
 fn rearm_under_vcpus(backing: Backing, vcpus: usize, rounds: usize) {
     let mut machine = Machine::with_guest(backing, 1, vcpus, guest::hunt_zero);
     let bitmap = Bitmap::marked(1);
@@ -72,6 +81,8 @@ fn rearm_under_vcpus(backing: Backing, vcpus: usize, rounds: usize) {
     let (exits, slipped) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let userfault = machine.userfault(0);
     let (slot, ended) = (&machine.slot, &finished);
+    let busy = Area::new(4096);
+    busy.fill();
     thread::scope(|scope| {
         for vcpu in &mut machine.vcpus {
             let (exits, slipped) = (&exits, &slipped);
@@ -86,16 +97,26 @@ fn rearm_under_vcpus(backing: Backing, vcpus: usize, rounds: usize) {
                 }
             });
         }
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                busy.protect(Access::Read);
+                busy.protect(Access::ReadWrite);
+            }
+        });
         let _finish = Finish(&finished);
         for round in 0..rounds {
             slot.write(0, 0, 1 + round as u64);
             bitmap.clear(0);
             // Let faults get to different points.
-            for _ in 0..round % 64 {
+            let start = Instant::now();
+            let wait = Duration::from_micros(round as u64 * 7 % 300);
+            while start.elapsed() < wait {
                 std::hint::spin_loop();
             }
             bitmap.mark(0);
             slot.discard(0);
+            // Whoever has slipped through sees the empty page now.
+            thread::yield_now();
         }
         finished.store(true, Ordering::Relaxed);
         // This gets vCPUs out of the guest that a wrong kernel keeps there.

@@ -7,9 +7,15 @@ use crate::{
     errno::Errno,
     vm::host_page_size, //
 };
-use std::ptr::{
-    self,
-    NonNull, //
+use std::{
+    ptr::{
+        self,
+        NonNull, //
+    },
+    sync::atomic::{
+        AtomicU8,
+        Ordering, //
+    },
 };
 
 /// Pages of memory, with a page behind them that can never be accessed.
@@ -77,6 +83,15 @@ impl Area {
         };
         area.protect_range(len, host_page_size(), Access::None);
         area
+    }
+
+    /// Writes to each page, so that there is memory for it.
+    pub fn fill(&self) {
+        for page in 0..self.len / host_page_size() {
+            // SAFETY: The byte is inside the mapping.
+            let byte = unsafe { AtomicU8::from_ptr(self.at(page * host_page_size())) };
+            byte.store(1, Ordering::Relaxed);
+        }
     }
 
     /// Changes what may be done with the pages. This process ends if it does anything else.
