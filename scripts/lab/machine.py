@@ -21,7 +21,6 @@ class Machine:
     cpu: str
     options: str = ""
     command_line: str = ""
-    memory: str = "2G"
 
 
 MACHINES = {
@@ -45,20 +44,22 @@ def command_archive(directory, command, shell):
     return target
 
 
-def qemu(machine, image, initrd, extra):
+def qemu(machine, build, initrd, extra):
     """Returns the command that boots a machine."""
+    # With 64K pages a huge page is 512M, and one has to be found in one piece.
+    memory = "6G" if build.name.startswith("64k") else "2G"
+    image = build / "arch/arm64/boot/Image"
     options = "virt,virtualization=on,gic-version=3" + machine.options
     words = f"console=ttyAMA0 panic=-1 loglevel=5 {machine.command_line} {extra}".split()
     return [
         *("qemu-system-aarch64", "-M", options, "-cpu", machine.cpu, "-smp", "2"),
-        *("-m", machine.memory, "-nic", "none", "-nographic", "-no-reboot"),
+        *("-m", memory, "-nic", "none", "-nographic", "-no-reboot"),
         *("-kernel", image, "-initrd", initrd, "-append", " ".join(words)),
     ]
 
 
 def boot(name, build, initrd, command, *, shell=False, timeout=600, show=True, extra=""):
     """Boots a machine, runs a command on it and returns (exit code, lines of its console)."""
-    image = build / "arch/arm64/boot/Image"
     say(f"booting the {name} machine ({build.name} kernel)")
     with tempfile.TemporaryDirectory() as directory:
         combined = pathlib.Path(directory) / "initrd"
@@ -67,7 +68,7 @@ def boot(name, build, initrd, command, *, shell=False, timeout=600, show=True, e
             for path in (initrd, part):
                 out.write(path.read_bytes())
                 out.write(b"\0" * (-out.tell() % 4))
-        words = [str(word) for word in qemu(MACHINES[name], image, combined, extra)]
+        words = [str(word) for word in qemu(MACHINES[name], build, combined, extra)]
         try:
             if shell:
                 return subprocess.run(words, check=False).returncode, []

@@ -55,7 +55,7 @@ fn exit_leaves_no_dirty_bit() {
 
 /// The same for the ring.
 fn exit_leaves_no_ring_entry() {
-    let made = Vm::with_dirty_ring(1, PAGES, guest::write_pages, 1024);
+    let made = Vm::with_dirty_ring(1, PAGES, guest::write_pages, 4096);
     let (mut vm, mut vcpus) = match made {
         Ok(made) => made,
         Err(error) => ktap::skip(format!("no dirty ring: {error:?}")),

@@ -150,11 +150,10 @@ impl Vm {
     }
 
     fn without_vcpus(vcpus: usize, pages: usize) -> Self {
-        // A guest page is at least 4K, and a table of 4K maps 512 of them. Tables come last in
-        // libkvm's memory, after what its own estimate leaves for the program.
-        let tables = pages * (host_page_size() / 4096) / 512 + 512;
+        // For these libkvm reserves memory for tables; a guest page is at least 4K.
+        let pages = pages * (host_page_size() / 4096);
         // SAFETY: libkvm checks what it is asked for.
-        let vm = unsafe { bindings::__vm_create(Self::shape(), vcpus as u32, tables as u64) };
+        let vm = unsafe { bindings::__vm_create(Self::shape(), vcpus as u32, pages as u64) };
         Self::wrap(vm)
     }
 
