@@ -23,7 +23,7 @@ def concerns_kernel(commit):
 
 
 def build_each(variant, jobs=None):
-    """Builds every patch with W=1 and yields (subject, what is wrong)."""
+    """Builds and links every patch, compiles it with W=1, and yields (subject, what is wrong)."""
     build = kernel.kernel(tree.TREE, variant, jobs)
     with overlays(tree.TREE, build):
         for commit, subject in commits():
@@ -38,11 +38,11 @@ def build_one(subject, build, variant, jobs):
     try:
         # Anew each time: a patch may bring a symbol of the configuration.
         kernel.write_config(tree.TREE, build, variant)
-        log = step(
-            f"building '{subject}' ({variant})",
-            kernel.make(tree.TREE, build, "-s", "W=1", "arch/arm64/kvm/", jobs=jobs),
-            f"step-{variant}",
-        )
+        log = f"step-{variant}"
+        image = kernel.make(tree.TREE, build, "-s", "Image", jobs=jobs)
+        step(f"building '{subject}' ({variant})", image, log)
+        objects = kernel.make(tree.TREE, build, "-s", "W=1", "arch/arm64/kvm/", jobs=jobs)
+        log = step(f"compiling it with warnings ({variant})", objects, log)
     except LabError as error:
         return str(error)
     warnings = [line for line in log.read_text(errors="replace").splitlines() if "warning" in line]

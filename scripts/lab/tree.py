@@ -135,9 +135,9 @@ def recover():
     """Undoes what a run has left that was killed while it applied patches."""
     if not applying_file().exists():
         return
+    (TREE / ".git" / "index.lock").unlink(missing_ok=True)
     if (TREE / ".git" / "rebase-apply").exists():
         git("am", "--abort")
-    (TREE / ".git" / "index.lock").unlink(missing_ok=True)
     git("checkout", "--quiet", "--force", BRANCH if tip() else "base")
     applying_file().unlink()
 

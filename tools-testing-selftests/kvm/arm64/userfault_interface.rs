@@ -16,6 +16,7 @@ use libkvm::{
     host_page_size,
     ktap,
     test_main,
+    Area,
     Backing,
     BareVm,
     Bitmap,
@@ -83,19 +84,24 @@ fn bad_bitmap_is_refused() {
     machine.read_all();
 }
 
-/// A bad bitmap is refused for a new slot too, and no slot is left behind.
-fn bad_bitmap_creates_no_slot() {
-    let (vm, _) = Vm::new(1, 16, guest::read_pages);
-    let memory = libkvm::Area::new(16);
-    let region = Region {
+/// Describes a slot of its own memory that has the flag.
+fn userfault_region(memory: &Area, userfault_bitmap: u64) -> Region {
+    Region {
         slot: SLOT,
         flags: KVM_MEM_USERFAULT,
         guest_phys_addr: GPA,
         memory_size: memory.len() as u64,
         userspace_addr: memory.address(),
-        userfault_bitmap: u64::MAX,
+        userfault_bitmap,
         ..Default::default()
-    };
+    }
+}
+
+/// A bad bitmap is refused for a new slot too, and no slot is left behind.
+fn bad_bitmap_creates_no_slot() {
+    let (vm, _) = Vm::new(1, 16, guest::read_pages);
+    let memory = Area::new(16);
+    let region = userfault_region(&memory, u64::MAX);
     assert_eq!(vm.set_region(&region), Err(Errno::EINVAL));
     let gone = Region {
         memory_size: 0,
@@ -182,17 +188,9 @@ fn protected_vm_is_refused() {
         Ok(vm) => vm,
         Err(error) => ktap::skip(format!("no protected VMs on this host: {error:?}")),
     };
-    let memory = libkvm::Area::new(16);
+    let memory = Area::new(16);
     let bitmap = Bitmap::new(16);
-    let region = Region {
-        slot: SLOT,
-        flags: KVM_MEM_USERFAULT,
-        guest_phys_addr: GPA,
-        memory_size: memory.len() as u64,
-        userspace_addr: memory.address(),
-        userfault_bitmap: bitmap.address(),
-        ..Default::default()
-    };
+    let region = userfault_region(&memory, bitmap.address());
     assert_eq!(vm.set_region(&region), Err(Errno::EPERM));
     let plain = Region { flags: 0, ..region };
     assert_eq!(vm.set_region(&plain), Ok(()));

@@ -43,6 +43,13 @@ pub fn system_capability(capability: u32) -> u32 {
     unsafe { bindings::kvm_check_cap(capability.into()) }
 }
 
+/// Calls an ioctl that reads `argument`, which has to be what the request wants, and returns what it
+/// returned.
+fn ioctl<T>(fd: i32, request: u32, argument: &T) -> Result<i32, Errno> {
+    // SAFETY: The argument is of the type that the request wants, and KVM only reads it.
+    Errno::check(unsafe { bindings::ioctl(fd, request.into(), ptr::from_ref(argument)) })
+}
+
 /// A VM of libkvm, freed with its last user.
 pub(crate) struct VmInner(NonNull<bindings::kvm_vm>);
 
@@ -72,9 +79,7 @@ impl VmInner {
 
     /// Calls an ioctl of the VM that reads `argument`, and returns what it returned.
     pub(crate) fn ioctl<T>(&self, request: u32, argument: &T) -> Result<i32, Errno> {
-        // SAFETY: The argument is of the type that the request wants, and KVM only reads it.
-        let ret = unsafe { bindings::ioctl(self.fd(), request.into(), ptr::from_ref(argument)) };
-        Errno::check(ret)
+        ioctl(self.fd(), request, argument)
     }
 
     /// Reads the stage 2 tables, where debugfs shows them: that takes
@@ -112,6 +117,20 @@ impl Vm {
         (vm, vcpus)
     }
 
+    /// Creates a VM as [`Vm::new`] does, of which `enable` makes something special before there are
+    /// vCPUs.
+    fn with(
+        vcpus: usize,
+        pages: usize,
+        entry: Entry,
+        enable: impl FnOnce(&Self) -> Result<(), Errno>,
+    ) -> Result<(Self, Vec<Vcpu>), Errno> {
+        let vm = Self::without_vcpus(vcpus, pages);
+        enable(&vm)?;
+        let vcpus = vm.add_vcpus(vcpus, entry);
+        Ok((vm, vcpus))
+    }
+
     /// Creates a VM as [`Vm::new`] does, whose vCPUs have dirty rings, or returns why that is not
     /// possible here.
     pub fn with_dirty_ring(
@@ -120,19 +139,15 @@ impl Vm {
         entry: Entry,
         entries: usize,
     ) -> Result<(Self, Vec<Vcpu>), Errno> {
-        let vm = Self::without_vcpus(vcpus, pages);
-        vm.enable_dirty_ring(entries)?;
-        let vcpus = vm.add_vcpus(vcpus, entry);
-        Ok((vm, vcpus))
+        Self::with(vcpus, pages, entry, |vm| vm.enable_dirty_ring(entries))
     }
 
     /// Creates a VM as [`Vm::new`] does, whose memory has tags, or returns why that is not
     /// possible here.
     pub fn with_mte(vcpus: usize, pages: usize, entry: Entry) -> Result<(Self, Vec<Vcpu>), Errno> {
-        let vm = Self::without_vcpus(vcpus, pages);
-        vm.enable_capability(bindings::KVM_CAP_ARM_MTE, 0)?;
-        let vcpus = vm.add_vcpus(vcpus, entry);
-        Ok((vm, vcpus))
+        Self::with(vcpus, pages, entry, |vm| {
+            vm.enable_capability(bindings::KVM_CAP_ARM_MTE, 0)
+        })
     }
 
     /// Returns libkvm's description of an ordinary VM.
@@ -215,15 +230,12 @@ impl Vm {
     /// guest's own tables.
     pub fn add_slot(&mut self, backing: Backing, id: u32, gpa: u64, pages: usize) -> Slot {
         let vm = self.raw();
-        // SAFETY: The pointer is valid.
-        let guest_page_size = unsafe { (*vm).page_size } as usize;
-        let guest_pages = pages * host_page_size() / guest_page_size;
         let (flags, file) = match backing {
             Backing::GuestMemfd => (bindings::KVM_MEM_GUEST_MEMFD, Some(self.guest_memfd(pages))),
             _ => (0, None),
         };
         let fd = file.as_ref().map_or(-1, File::as_raw_fd);
-        let (source, size) = (backing.source(), guest_pages as u64);
+        let (source, size) = (backing.source(), self.guest_pages(pages) as u64);
         // SAFETY: The pointer is valid, and libkvm checks what it is asked for.
         unsafe { bindings::vm_mem_add(vm, source, gpa, id, size, flags, fd, 0) };
         self.map(gpa, gpa, pages);
@@ -246,12 +258,16 @@ impl Vm {
 
     /// Maps `pages` host pages from a guest physical address on in the guest's own tables.
     pub fn map(&mut self, gva: u64, gpa: u64, pages: usize) {
-        let vm = self.raw();
-        // SAFETY: The pointer is valid.
-        let guest_page_size = unsafe { (*vm).page_size } as usize;
-        let guest_pages = pages * host_page_size() / guest_page_size;
+        let size = self.guest_pages(pages) as u32;
         // SAFETY: The pointer is valid, and libkvm checks what it is asked for.
-        unsafe { bindings::virt_map(vm, gva, gpa, guest_pages as u32) };
+        unsafe { bindings::virt_map(self.raw(), gva, gpa, size) };
+    }
+
+    /// Returns how many of the guest's own pages a number of host pages is.
+    fn guest_pages(&self, pages: usize) -> usize {
+        // SAFETY: The pointer is valid.
+        let guest_page_size = unsafe { (*self.raw()).page_size } as usize;
+        pages * host_page_size() / guest_page_size
     }
 
     /// Maps a host page in the guest's own tables, as [`Vm::map`] does, and takes the memory of
@@ -346,10 +362,8 @@ impl BareVm {
 
     /// Calls KVM_SET_USER_MEMORY_REGION2.
     pub fn set_region(&self, region: &Region) -> Result<(), Errno> {
-        let request = bindings::LIBKVM_SET_USER_MEMORY_REGION2.into();
-        // SAFETY: The argument is of the type that the request wants, and KVM only reads it.
-        let ret = unsafe { bindings::ioctl(self.0.as_raw_fd(), request, ptr::from_ref(region)) };
-        Errno::check(ret).map(|_| ())
+        let request = bindings::LIBKVM_SET_USER_MEMORY_REGION2;
+        ioctl(self.0.as_raw_fd(), request, region).map(|_| ())
     }
 }
 
@@ -425,10 +439,9 @@ impl Vcpu {
             addr: ptr::from_ref(&gpa) as u64,
             ..Default::default()
         };
-        let request = bindings::LIBKVM_SET_DEVICE_ATTR.into();
-        // SAFETY: The vCPU is valid, and the argument is of the type that the request wants.
-        let ret = unsafe { bindings::ioctl((*self.raw()).fd, request, ptr::from_ref(&attribute)) };
-        Errno::check(ret).map(|_| ())
+        // SAFETY: The vCPU is valid.
+        let fd = unsafe { (*self.raw()).fd };
+        ioctl(fd, bindings::LIBKVM_SET_DEVICE_ATTR, &attribute).map(|_| ())
     }
 
     /// Returns a statistic of the vCPU.
