@@ -22,11 +22,21 @@ enum kvm_userfault_change {
 enum kvm_userfault_invalidation {
 	KVM_USERFAULT_INVALIDATE_NOTHING,
 	KVM_USERFAULT_INVALIDATE_SLOT,
+	KVM_USERFAULT_INVALIDATE_MARKED,
 };
 
-u64 kvm_userfault_map_size(u64 size);
+struct kvm;
+
+u64 kvm_userfault_map_size(const u8 __user *bitmap, u64 base_gfn, u64 npages,
+			   u64 gfn, u64 size);
 enum kvm_userfault_invalidation
 kvm_userfault_commit(bool was_userfault, bool is_userfault,
 		     enum kvm_userfault_change change);
+bool kvm_userfault_unmap_marked(struct kvm *kvm, const u8 __user *bitmap,
+				u64 base_gfn, u64 npages);
+
+/* What the helper calls to do that. */
+u64 kvm_userfault_skip_unmapped(struct kvm *kvm, u64 gfn);
+void kvm_userfault_unmap(struct kvm *kvm, u64 gfn, u64 npages);
 
 #endif /* __ARM64_KVM_USERFAULT_H__ */

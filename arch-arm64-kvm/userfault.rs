@@ -8,37 +8,56 @@
 //! to invalidate, nothing else: C takes the smaller of the size that it found and the answer. So a
 //! bug in this file can break a promise of userfault but cannot map what C would not have mapped.
 //!
-//! The answers come from [`size`] and [`commit`], which know plain values only: they use nothing of
-//! the kernel, no `unsafe` code and no operation that can panic. The functions below turn what C
-//! passes into the types of those modules.
+//! The answers come from [`size`] and [`commit`], and [`marks`] finds marked pages in a bitmap. They
+//! know plain values only: they use nothing of the kernel, no `unsafe` code and no operation that
+//! can panic. The functions below and [`bitmap`] turn what C passes into the types of those modules.
 //!
 //! C header: [`arch/arm64/kvm/userfault.h`](srctree/arch/arm64/kvm/userfault.h)
 
 use kernel::{
     bindings,
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    sync::barrier::{
+        smp_mb,
+        Read, //
+    }, //
 };
 
+#[path = "userfault/bitmap.rs"]
+pub mod bitmap;
 #[path = "userfault/commit.rs"]
 mod commit;
+#[path = "userfault/marks.rs"]
+pub mod marks;
 #[path = "userfault/size.rs"]
 mod size;
+#[path = "userfault/slot.rs"]
+pub mod slot;
 
 #[cfg(CONFIG_KVM_ARM64_USERFAULT_KUNIT_TEST)]
 #[path = "userfault/kunit.rs"]
 mod kunit;
 
 use crate::{
+    bitmap::UserfaultSlot,
     commit::{
         Change,
         Invalidation, //
     },
-    size::MapSize, //
+    marks::are_clear,
+    size::{
+        MapSize,
+        Sizes, //
+    },
+    slot::{
+        Gfn,
+        Pages, //
+    },
 };
 
-/// The smallest stage 2 mapping of this kernel.
-const PAGE: MapSize = MapSize::new(PAGE_SIZE as u64);
+/// The sizes of stage 2 mappings of this kernel, as far as they matter here.
+const SIZES: Sizes = Sizes::new(MapSize::new(PAGE_SIZE as u64));
 
 impl Change {
     /// Decodes the kind of change, or returns [`None`] for one that this file does not know.
@@ -53,17 +72,40 @@ impl Change {
     }
 }
 
-/// Returns the size, in bytes, of a stage 2 mapping in a slot with `KVM_MEM_USERFAULT`.
+/// Returns the size, in bytes, of a stage 2 mapping of a page that is not marked.
 ///
+/// * `bitmap`, `base_gfn`, `npages`: of a slot with `KVM_MEM_USERFAULT`, and `gfn` is the page.
 /// * `size`: the size that C found for the mapping, in bytes; the answer is at most that.
+///
+/// May sleep. As with the mark of a single page, a mark that is set meanwhile counts only if this
+/// is called after the snapshot of `mmu_invalidate_seq`.
 ///
 /// # Safety
 ///
 /// Always safe to call.
 // Required to be unsafe due to the `#[export]` annotation.
 #[export]
-pub unsafe extern "C" fn kvm_userfault_map_size(size: u64) -> u64 {
-    size::limit(MapSize::new(size), PAGE).bytes()
+pub unsafe extern "C" fn kvm_userfault_map_size(
+    bitmap: *const u8,
+    base_gfn: u64,
+    npages: u64,
+    gfn: u64,
+    size: u64,
+) -> u64 {
+    let slot = UserfaultSlot::new(bitmap, base_gfn, npages);
+    let is_clear = |count| {
+        let Some(pages) = slot.slot.block(Gfn(gfn), count) else {
+            return false;
+        };
+        // A bitmap that cannot be read may have any mark.
+        let is_clear = are_clear(pages, |start, bytes| slot.read(start, bytes)) == Ok(true);
+
+        // Whoever sees a mark clear must see the page as the VMM filled it before, which takes
+        // loads. See kvm_slot_test_userfault(), which does the same for a single page.
+        smp_mb(Read);
+        is_clear
+    };
+    SIZES.limit(MapSize::new(size), is_clear).bytes()
 }
 
 /// Returns what to invalidate after a change of a slot is visible to every fault.
@@ -86,5 +128,42 @@ pub unsafe extern "C" fn kvm_userfault_commit(
             bindings::kvm_userfault_invalidation_KVM_USERFAULT_INVALIDATE_NOTHING
         }
         Invalidation::Slot => bindings::kvm_userfault_invalidation_KVM_USERFAULT_INVALIDATE_SLOT,
+        Invalidation::Marked => {
+            bindings::kvm_userfault_invalidation_KVM_USERFAULT_INVALIDATE_MARKED
+        }
     }
+}
+
+/// Unmaps the marked pages of a slot from stage 2, and returns whether that was possible.
+///
+/// It is not if the bitmap cannot be read: then any page may be marked, and C has to unmap the
+/// whole slot.
+///
+/// * `bitmap`, `base_gfn`, `npages`: of a slot with `KVM_MEM_USERFAULT`.
+///
+/// Takes mmu_lock for each run of pages, so it must not be held. May sleep.
+///
+/// # Safety
+///
+/// `kvm` is a valid VM.
+#[export]
+pub unsafe extern "C" fn kvm_userfault_unmap_marked(
+    kvm: *mut bindings::kvm,
+    bitmap: *const u8,
+    base_gfn: u64,
+    npages: u64,
+) -> bool {
+    let slot = UserfaultSlot::new(bitmap, base_gfn, npages);
+    let skip = |page| {
+        // SAFETY: The VM is valid by the safety requirements.
+        let gfn = unsafe { bindings::kvm_userfault_skip_unmapped(kvm, slot.slot.gfn(page).0) };
+        gfn.saturating_sub(base_gfn)
+    };
+    let read = |start, bytes: &mut [u8]| slot.read(start, bytes);
+    let unmap = |pages: Pages| {
+        let gfn = slot.slot.gfn(pages.first).0;
+        // SAFETY: The VM is valid by the safety requirements.
+        unsafe { bindings::kvm_userfault_unmap(kvm, gfn, pages.count()) };
+    };
+    commit::unmap_marked(slot.slot.pages(), skip, read, unmap).is_ok()
 }

@@ -2,6 +2,11 @@
 
 //! What a committed change of a memslot leaves to be invalidated.
 
+use crate::{
+    marks::Marks,
+    slot::Pages, //
+};
+
 /// The kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -22,11 +27,13 @@ pub(crate) enum Invalidation {
     Nothing,
     /// All mappings of the slot go.
     Slot,
+    /// All mappings of marked pages go.
+    Marked,
 }
 
 /// Returns what to invalidate after `change`, where [`None`] is a change of an unknown kind.
 ///
-/// An enable must remove what was mapped before it: a mapping does not know about marked pages.
+/// An enable must remove what was mapped of marked pages before it: mappings know nothing of marks.
 /// A slot that was created, moved or deleted has no mapping left from before.
 ///
 /// A disable removes nothing. Small mappings are no error, and removing them is costly without
@@ -39,8 +46,47 @@ pub(crate) fn invalidation(
 ) -> Invalidation {
     match change {
         Some(Change::Create | Change::Delete | Change::Move) => Invalidation::Nothing,
-        Some(Change::FlagsOnly) if is_userfault && !was_userfault => Invalidation::Slot,
+        Some(Change::FlagsOnly) if is_userfault && !was_userfault => Invalidation::Marked,
         Some(Change::FlagsOnly) => Invalidation::Nothing,
         None => Invalidation::Slot,
     }
+}
+
+/// To unmap a run of pages by itself costs as much as to unmap so many pages more at once.
+const PAGES_PER_RUN: u64 = 4;
+
+/// Names runs of pages to unmap, so that no marked page of `pages` stays mapped.
+///
+/// * `skip` gets a page and returns the next one, from that on, that may be mapped.
+/// * `read` reads the bitmap, see [`Marks::read`].
+/// * `unmap` gets the pages to unmap.
+///
+/// A mark counts if it is set from before the call until its end; one that is set or cleared
+/// meanwhile may count or not. Other pages are named only where there are so many runs that to
+/// unmap all pages between them as well is cheaper.
+pub(crate) fn unmap_marked<E>(
+    mut pages: Pages,
+    mut skip: impl FnMut(u64) -> u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    mut unmap: impl FnMut(Pages),
+) -> Result<(), E> {
+    let mut marks = Marks::none();
+
+    while pages.count() != 0 {
+        let mapped = skip(pages.first);
+        if mapped > pages.first {
+            pages.first = mapped;
+            continue;
+        }
+
+        pages = marks.read(pages, &mut read)?;
+        let mut runs = 0_u64;
+        marks.for_each_run(|_| runs = runs.saturating_add(1));
+        if runs.saturating_mul(PAGES_PER_RUN) > marks.pages().count() {
+            unmap(marks.pages());
+        } else {
+            marks.for_each_run(&mut unmap);
+        }
+    }
+    Ok(())
 }

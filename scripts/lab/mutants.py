@@ -76,7 +76,7 @@ def try_mutant(mutant, source, build, initrd):
         command = kernel.make(source, build, "-s", "Image")
         step(f"building the mutant {mutant.name}", command, f"mutant-{mutant.name}")
         try:
-            suite = run.suite(f"--override-timeout {SECONDS.get(mutant.machine, 20)}")
+            suite = run.suite(f"--override-timeout {SECONDS.get(mutant.machine, 40)}")
             _, lines = machine.boot(mutant.machine, build, initrd, suite, show=False)
         except LabError as error:
             log = LOGS / f"boot-{build.name}-{mutant.machine}.log"

@@ -6,6 +6,7 @@
 //! that a mistake of a VMM goes unnoticed.
 
 use libkvm::{
+    allow_tagged_pointers,
     fixture::{
         needs_userfault,
         Machine,
@@ -66,6 +67,10 @@ fn bad_bitmap_is_refused() {
     let bitmap = Bitmap::marked(16);
     machine.fill();
 
+    // Tagged pointers are refused even by a kernel that takes them elsewhere.
+    if let Err(error) = allow_tagged_pointers() {
+        ktap::diagnostic(&format!("no tagged pointers in this kernel: {error:?}"));
+    }
     let bad = [
         bitmap.address() | (1 << 56),
         u64::MAX - 1,

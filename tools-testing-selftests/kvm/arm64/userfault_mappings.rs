@@ -96,13 +96,17 @@ fn recreated_slot_has_blocks() {
     machine.read_all();
     let blocks = need_block(machine.mappings());
 
+    let last = machine.slot.pages() - 1;
     let bitmap = Bitmap::new(machine.slot.pages());
+    bitmap.mark(last);
     machine.enable(&bitmap);
-    machine.read_all();
+    machine.read(0..last);
+    assert_eq!(machine.run(), machine.userfault(last));
     machine.disable();
     assert_ne!(machine.mappings(), Some(blocks.clone()));
     let region = machine.slot.region();
     assert_eq!(machine.vm.recreate(&machine.slot, region), Ok(()));
+    machine.read(last..last + 1);
     machine.read_all();
     assert_eq!(machine.mappings(), Some(blocks));
 }

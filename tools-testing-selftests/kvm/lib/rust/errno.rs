@@ -13,11 +13,13 @@ impl Errno {
     pub const EPERM: Self = Self(1);
     /// Interrupted by a signal.
     pub const EINTR: Self = Self(4);
+    /// No such device or address.
+    pub const ENXIO: Self = Self(6);
     /// Bad file descriptor.
     pub const EBADF: Self = Self(9);
     /// Bad address.
     pub const EFAULT: Self = Self(14);
-    /// The memory slots overlap.
+    /// What is new overlaps something that exists.
     pub const EEXIST: Self = Self(17);
     /// Invalid argument.
     pub const EINVAL: Self = Self(22);

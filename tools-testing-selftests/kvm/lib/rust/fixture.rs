@@ -121,15 +121,20 @@ impl Machine {
     }
 }
 
+/// Returns the mappings, or skips the case where nothing shows them.
+pub fn need_mappings(mappings: Option<Vec<Mapping>>) -> Vec<Mapping> {
+    mappings.unwrap_or_else(|| {
+        ktap::skip("nothing shows stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)") //
+    })
+}
+
 /// Returns the mappings, or skips the case where nothing shows them or where none is a block.
 pub fn need_block(mappings: Option<Vec<Mapping>>) -> Vec<Mapping> {
-    match mappings {
-        None => ktap::skip("nothing shows stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)"),
-        Some(mappings) if !mappings.iter().any(Mapping::is_block) => {
-            ktap::skip("no transparent huge page to be had")
-        }
-        Some(mappings) => mappings,
+    let mappings = need_mappings(mappings);
+    if !mappings.iter().any(Mapping::is_block) {
+        ktap::skip("no transparent huge page to be had");
     }
+    mappings
 }
 
 /// Ends the program where the kernel does not have userfault, after having checked that it refuses

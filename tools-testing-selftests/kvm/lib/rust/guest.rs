@@ -191,6 +191,24 @@ pub fn write(address: u64, value: u64) {
     unsafe { ptr::write_volatile(address as *mut u64, value) }
 }
 
+/// Calls firmware, by HVC, and returns the first of the four results.
+#[inline(always)]
+pub fn hvc(function: u32) -> u64 {
+    let mut results = bindings::arm_smccc_res::default();
+    // SAFETY: There is room for the results, and smccc_hvc() is made to be called by guests.
+    unsafe { bindings::smccc_hvc(function, 0, 0, 0, 0, 0, 0, 0, &mut results) };
+    results.a0
+}
+
+/// Calls firmware, by SMC, and returns the first of the four results.
+#[inline(always)]
+pub fn smc(function: u32) -> u64 {
+    let mut results = bindings::arm_smccc_res::default();
+    // SAFETY: There is room for the results, and smccc_smc() is made to be called by guests.
+    unsafe { bindings::smccc_smc(function, 0, 0, 0, 0, 0, 0, 0, &mut results) };
+    results.a0
+}
+
 /// Hands two values to the host, which sees an [`Exit::Sync`](crate::Exit::Sync), and goes on when
 /// the host runs the vCPU again.
 #[inline(always)]

@@ -32,6 +32,7 @@ pub mod guest_el2;
 pub mod ktap;
 mod nested;
 mod slot;
+pub mod smccc;
 mod stage2;
 mod uffd;
 mod vm;
@@ -66,6 +67,7 @@ pub use uffd::{
     Uffd, //
 };
 pub use vm::{
+    allow_tagged_pointers,
     host_page_size,
     system_capability,
     BareVm,

@@ -11,6 +11,7 @@ use crate::{
         Backing,
         Slot, //
     },
+    smccc,
     Mapping,
     Region,
     Region1,
@@ -37,6 +38,16 @@ pub fn host_page_size() -> usize {
     (unsafe { bindings::getpagesize() }) as usize
 }
 
+/// Has the kernel take tagged pointers from this thread, where it knows how to.
+pub fn allow_tagged_pointers() -> Result<(), Errno> {
+    let (control, enable) = (
+        bindings::PR_SET_TAGGED_ADDR_CTRL as i32,
+        bindings::PR_TAGGED_ADDR_ENABLE as u64,
+    );
+    // SAFETY: The call takes numbers only.
+    Errno::check(unsafe { bindings::prctl(control, enable, 0_u64, 0_u64, 0_u64) }).map(|_| ())
+}
+
 /// Returns what the system says about a capability.
 pub fn system_capability(capability: u32) -> u32 {
     // SAFETY: Always safe to call.
@@ -48,6 +59,17 @@ pub fn system_capability(capability: u32) -> u32 {
 fn ioctl<T>(fd: i32, request: u32, argument: &T) -> Result<i32, Errno> {
     // SAFETY: The argument is of the type that the request wants, and KVM only reads it.
     Errno::check(unsafe { bindings::ioctl(fd, request.into(), ptr::from_ref(argument)) })
+}
+
+/// Sets an attribute of a VM or a vCPU, of which `value` has to be what the attribute wants.
+fn set_attribute<T>(fd: i32, group: u32, attr: u32, value: &T) -> Result<(), Errno> {
+    let attribute = bindings::kvm_device_attr {
+        group,
+        attr: attr.into(),
+        addr: ptr::from_ref(value) as u64,
+        ..Default::default()
+    };
+    ioctl(fd, bindings::LIBKVM_SET_DEVICE_ATTR, &attribute).map(|_| ())
 }
 
 /// A VM of libkvm, freed with its last user.
@@ -201,15 +223,19 @@ impl Vm {
     fn add_vcpus(&self, vcpus: usize, entry: Entry) -> Vec<Vcpu> {
         // SAFETY: The VM is valid and has no vectors yet.
         unsafe { bindings::vm_init_descriptor_tables(self.raw()) };
+        let mut init = bindings::kvm_vcpu_init::default();
+        // SAFETY: The VM is valid.
+        unsafe { bindings::kvm_get_default_vcpu_target(self.raw(), &mut init) };
+        // As VMMs have it: PSCI as guests know it, not its version 0.1.
+        init.features[0] |= 1 << bindings::KVM_ARM_VCPU_PSCI_0_2;
         let add = |id| {
-            // SAFETY: The VM is valid.
-            let raw = unsafe { bindings::vm_arch_vcpu_add(self.raw(), id as u32) };
-            // SAFETY: The vCPU is valid, and `entry` is guest code. With libkvm's vectors, but no
-            // handler of them, every exception of the guest reaches the host.
-            unsafe {
-                bindings::vcpu_arch_set_entry_point(raw, entry as *mut _);
-                bindings::vcpu_init_descriptor_tables(raw);
-            }
+            // SAFETY: The VM is valid, and `entry` is guest code.
+            let raw = unsafe {
+                bindings::aarch64_vcpu_add(self.raw(), id as u32, &mut init, entry as *mut _)
+            };
+            // SAFETY: The vCPU is valid. With libkvm's vectors, but no handler of them, every
+            // exception of the guest reaches the host.
+            unsafe { bindings::vcpu_init_descriptor_tables(raw) };
             Vcpu {
                 raw: NonNull::new(raw).expect("libkvm returned no vCPU"),
                 _vm: Arc::clone(&self.0),
@@ -318,6 +344,16 @@ impl Vm {
             .map(|_| ())
     }
 
+    /// Sets what becomes of the guest's calls of some functions of firmware.
+    pub fn set_smccc_filter(&self, filter: &smccc::Filter) -> Result<(), Errno> {
+        set_attribute(
+            self.0.fd(),
+            bindings::KVM_ARM_VM_SMCCC_CTRL,
+            bindings::KVM_ARM_VM_SMCCC_FILTER,
+            filter,
+        )
+    }
+
     /// Calls KVM_SET_USER_MEMORY_REGION2.
     pub fn set_region(&self, region: &Region) -> Result<(), Errno> {
         self.0.set_region(region)
@@ -405,6 +441,13 @@ pub enum Exit {
         /// The exception class, or 0 where the exception has none.
         class: u64,
     },
+    /// It made a call that a [filter](crate::smccc) forwards.
+    Hypercall {
+        /// The function that was called.
+        function: u64,
+        /// What KVM says about the call.
+        flags: u64,
+    },
     /// Any other exit, by its reason.
     Other(u32),
 }
@@ -433,15 +476,14 @@ impl Vcpu {
     /// Lets KVM report to the guest, at a guest address, how much time was stolen from the vCPU,
     /// or returns why that is not possible here.
     pub fn set_steal_time(&mut self, gpa: u64) -> Result<(), Errno> {
-        let attribute = bindings::kvm_device_attr {
-            group: bindings::KVM_ARM_VCPU_PVTIME_CTRL,
-            attr: bindings::KVM_ARM_VCPU_PVTIME_IPA.into(),
-            addr: ptr::from_ref(&gpa) as u64,
-            ..Default::default()
-        };
         // SAFETY: The vCPU is valid.
         let fd = unsafe { (*self.raw()).fd };
-        ioctl(fd, bindings::LIBKVM_SET_DEVICE_ATTR, &attribute).map(|_| ())
+        set_attribute(
+            fd,
+            bindings::KVM_ARM_VCPU_PVTIME_CTRL,
+            bindings::KVM_ARM_VCPU_PVTIME_IPA,
+            &gpa,
+        )
     }
 
     /// Returns a statistic of the vCPU.
@@ -482,6 +524,16 @@ impl Vcpu {
                 Exit::Userfault { gpa, size }
             } else {
                 Exit::MemoryFault { flags, gpa, size }
+            };
+        }
+
+        if run.exit_reason == bindings::KVM_EXIT_HYPERCALL {
+            // SAFETY: This member is the one for the exit reason.
+            let call = unsafe { run.__bindgen_anon_1.hypercall };
+            return Exit::Hypercall {
+                function: call.nr,
+                // SAFETY: Every member of the union is a number.
+                flags: unsafe { call.__bindgen_anon_1.flags },
             };
         }
 

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Which pages of a slot are marked.
+
+use crate::slot::Pages;
+
+/// The marks of some pages.
+pub struct Marks {
+    /// The bitmap from the 64-bit word on that has the mark of the first page.
+    bytes: [u8; Self::BYTES],
+    pages: Pages,
+}
+
+impl Marks {
+    /// The most bytes of a bitmap that are looked at together: whole words, and few enough for the
+    /// stack. No decision depends on it.
+    const BYTES: usize = 256;
+
+    /// Creates the marks of no pages.
+    pub const fn none() -> Self {
+        Self {
+            bytes: [0; Self::BYTES],
+            pages: Pages { first: 0, end: 0 },
+        }
+    }
+
+    /// Reads the marks of the first of `pages`, as many as there is room for, and returns the pages
+    /// that are left.
+    ///
+    /// `read` fills its second argument with bytes of the bitmap, from the byte on that its first
+    /// argument says. The bitmap has all of them: none is after the mark of the last page.
+    pub fn read<E>(
+        &mut self,
+        pages: Pages,
+        read: impl FnOnce(u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Pages, E> {
+        let room = word_of(pages.first).saturating_add(Self::BYTES as u64 * 8);
+        let end = pages.end.min(room);
+        let start = word_of(pages.first) / 8;
+        let length = end.div_ceil(8).saturating_sub(start);
+
+        self.pages = Pages { end, ..pages };
+        if let Some(bytes) = self.bytes.get_mut(..length as usize) {
+            read(start, bytes)?;
+        }
+        Ok(Pages {
+            first: end,
+            end: pages.end,
+        })
+    }
+
+    /// Returns the pages that these are the marks of.
+    pub const fn pages(&self) -> Pages {
+        self.pages
+    }
+
+    /// Returns the marks in words, each with the page that has its mark in the lowest bit. What is
+    /// not one of these pages is not marked.
+    fn words(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let Pages { first, end } = self.pages;
+        let mut next = word_of(first);
+
+        self.bytes.chunks_exact(8).map_while(move |bytes| {
+            let page = next;
+            next = page.wrapping_add(64);
+            if page >= end {
+                return None;
+            }
+            let ours = lowest(end.saturating_sub(page)) & !lowest(first.saturating_sub(page));
+            Some((page, u64::from_le_bytes(bytes.try_into().ok()?) & ours))
+        })
+    }
+
+    /// Returns whether none of the pages is marked.
+    pub fn are_clear(&self) -> bool {
+        self.words().all(|(_, word)| word == 0)
+    }
+
+    /// Calls `visit` for each run of marked pages, in order.
+    pub fn for_each_run(&self, mut visit: impl FnMut(Pages)) {
+        let mut run = None;
+        let mut last = 0;
+
+        for (page, word) in self.words() {
+            // Set where a mark differs from the one before: where a run begins, or has ended.
+            let mut edges = word ^ (word << 1 | last);
+            last = word >> 63;
+            while edges != 0 {
+                let edge = page.wrapping_add(u64::from(edges.trailing_zeros()));
+                edges &= edges.wrapping_sub(1);
+                match run.take() {
+                    None => run = Some(edge),
+                    Some(first) => visit(Pages { first, end: edge }),
+                }
+            }
+        }
+        if let Some(first) = run {
+            let end = self.pages.end;
+            visit(Pages { first, end });
+        }
+    }
+}
+
+/// Returns the first of the pages that have their marks in the same 64-bit word as `page`.
+const fn word_of(page: u64) -> u64 {
+    page & !63
+}
+
+/// Returns a word with its lowest `count` bits set.
+fn lowest(count: u64) -> u64 {
+    !u64::MAX.checked_shl(count.min(64) as u32).unwrap_or(0)
+}
+
+/// Returns whether none of `pages` is marked, reading as [`Marks::read`] does.
+pub fn are_clear<E>(
+    mut pages: Pages,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<bool, E> {
+    let mut marks = Marks::none();
+
+    while pages.count() != 0 {
+        pages = marks.read(pages, &mut read)?;
+        if !marks.are_clear() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
