@@ -8,9 +8,10 @@
 //! to invalidate, nothing else: C takes the smaller of the size that it found and the answer. So a
 //! bug in this file can break a promise of userfault but cannot map what C would not have mapped.
 //!
-//! The answers come from [`size`] and [`commit`], and [`marks`] finds marked pages in a bitmap. They
-//! know plain values only: they use nothing of the kernel, no `unsafe` code and no operation that
-//! can panic. The functions below and [`bitmap`] turn what C passes into the types of those modules.
+//! The answers come from [`size`] and [`commit`], and [`marks`] finds marked pages in a bitmap.
+//! They know plain values only: they use nothing of the kernel, no `unsafe` code and no operation
+//! that can panic. The functions below and [`bitmap`] turn what C passes into the types of those
+//! modules.
 //!
 //! C header: [`arch/arm64/kvm/userfault.h`](srctree/arch/arm64/kvm/userfault.h)
 

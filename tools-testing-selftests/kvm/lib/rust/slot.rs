@@ -114,8 +114,8 @@ pub struct Slot {
     guest_memfd: Option<File>,
 }
 
-// SAFETY: `host` points to memory that is mapped for as long as the VM is there and to which there is
-// never a reference; the rest can be sent.
+// SAFETY: `host` points to memory that is mapped for as long as the VM is there, and to which
+// there is never a reference; the rest can be sent.
 unsafe impl Send for Slot {}
 // SAFETY: As above; the methods that change the slot itself are system calls.
 unsafe impl Sync for Slot {}

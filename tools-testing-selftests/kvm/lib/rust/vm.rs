@@ -54,8 +54,8 @@ pub fn system_capability(capability: u32) -> u32 {
     unsafe { bindings::kvm_check_cap(capability.into()) }
 }
 
-/// Calls an ioctl that reads `argument`, which has to be what the request wants, and returns what it
-/// returned.
+/// Calls an ioctl that reads `argument`, which has to be what the request wants, and returns what
+/// it returned.
 fn ioctl<T>(fd: i32, request: u32, argument: &T) -> Result<i32, Errno> {
     // SAFETY: The argument is of the type that the request wants, and KVM only reads it.
     Errno::check(unsafe { bindings::ioctl(fd, request.into(), ptr::from_ref(argument)) })
