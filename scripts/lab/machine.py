@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Boots QEMU machines with EL2, on which real KVM guests run."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
 import selectors
 import subprocess
+import sys
 import tempfile
 import time
 
 import kernel
-from common import LOGS, LabError, missing_tool, say
+from common import LOGS, LabError, Ticker, missing_tool, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,17 @@ MACHINES = {
     "protected": Machine("max", command_line="kvm-arm.mode=protected"),
     "nested": Machine("max", command_line="kvm-arm.mode=nested"),
 }
+
+# Each machine boots with each: QEMU's max and neoverse-n1 both have all granules, at both stages.
+PAGES = ("4k", "16k", "64k")
+
+
+class Unfinished(LabError):
+    """A machine that did not get to the end of its command, with what it printed until then."""
+
+    def __init__(self, message, lines):
+        super().__init__(message)
+        self.lines = lines
 
 
 def command_archive(directory, command, shell):
@@ -81,16 +94,18 @@ def watch(words, log, timeout, show):
     """Runs a machine to its end, showing its console, and returns (exit code, lines)."""
     LOGS.mkdir(parents=True, exist_ok=True)
     path = LOGS / f"{log}.log"
+    ticker = contextlib.nullcontext() if show else Ticker("running", path)
     lines, code = [], None
     end = time.monotonic() + timeout
     with (
-        open(path, "w", encoding="utf-8") as out,
+        open(path, "w", buffering=1, encoding="utf-8") as out,
         subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         ) as process,
+        ticker,
     ):
         try:
             for line in console(process, end):
@@ -108,8 +123,8 @@ def watch(words, log, timeout, show):
         late = time.monotonic() >= end
         why = f"did not finish in {timeout} seconds" if late else "stopped before its command ended"
         if not show:
-            print("\n".join(lines[-20:]))
-        raise LabError(f"the machine {why}; its console is in {path}")
+            print("\n".join(lines[-20:]), file=sys.stderr)
+        raise Unfinished(f"the machine {why}; its console is in {path}", lines)
     return code, lines
 
 

@@ -15,10 +15,11 @@ import re
 import time
 
 import kernel
+import ktap
 import machine
 import run
 import tree
-from common import LAB, LOGS, LabError, add_common_options, main, output, step, succeeds
+from common import LAB, LabError, add_common_options, main, output, step, succeeds
 from overlay import overlays
 
 DIRECTORY = LAB / "mutants"
@@ -62,9 +63,8 @@ def mutants(names=()):
 
 
 def failed_cases(lines):
-    """Returns the names of the cases that failed, KUnit's and the selftests' alike."""
-    pattern = r"[# ]*not ok \d+ (?:selftests: kvm: )?(\S+)"
-    return [match[1] for match in map(re.compile(pattern).match, lines) if match]
+    """Returns the names of the cases and programs that failed, KUnit's and the selftests' alike."""
+    return [(case or program).name for program, case in ktap.failures(ktap.parse(lines))]
 
 
 def try_mutant(mutant, source, build, initrd):
@@ -78,9 +78,8 @@ def try_mutant(mutant, source, build, initrd):
         try:
             suite = run.suite(f"--override-timeout {SECONDS.get(mutant.machine, 40)}")
             _, lines = machine.boot(mutant.machine, build, initrd, suite, show=False)
-        except LabError as error:
-            log = LOGS / f"boot-{build.name}-{mutant.machine}.log"
-            return failed_cases(log.read_text(errors="replace").splitlines()), str(error)
+        except machine.Unfinished as error:
+            return failed_cases(error.lines), str(error)
     return failed_cases(lines), ""
 
 

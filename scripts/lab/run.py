@@ -3,20 +3,26 @@
 
 Without a command the selftests of the series run, through kselftest's own
 runner, and restore a guest on demand. A second run does only what has changed.
+
+With --matrix they run on each machine with each page size, or on those that
+--machine and --pages name, and a table in Markdown shows what they found.
 """
 
 import argparse
 import re
 import shlex
+import time
 
 import kernel
+import ktap
 import machine
+import matrix
 import tree
-from common import add_common_options, main
+from common import LabError, add_common_options, main, say
 
-# Where KUnit shows what the suite found when the machine booted.
-KUNIT = "/sys/kernel/debug/kunit/kvm_arm64_userfault/results"
-
+# The KUnit suite, and where a machine shows what it found when it booted.
+KUNIT = "kvm_arm64_userfault"
+KUNIT_RESULTS = f"/sys/kernel/debug/kunit/{KUNIT}/results"
 
 # Where a debug kernel shows what memory nothing refers to any more.
 LEAKS = "/sys/kernel/debug/kmemleak"
@@ -26,7 +32,8 @@ def suite(options=""):
     """Returns the command that shows KUnit's results and runs the selftests of the series."""
     options += " $(sed -n 's/^kvm:userfault/-t &/p' kselftest-list.txt)"
     return (
-        f"[ ! -e {KUNIT} ] || cat {KUNIT}; cd /kselftest && ./run_kselftest.sh {options}; code=$?;"
+        f"[ ! -e {KUNIT_RESULTS} ] || cat {KUNIT_RESULTS};"
+        f" cd /kselftest && ./run_kselftest.sh {options}; code=$?;"
         f" if [ -e {LEAKS} ]; then sleep 6; echo scan >{LEAKS}; cat {LEAKS}; fi; exit $code"
     )
 
@@ -40,20 +47,74 @@ SPLAT = re.compile(
 
 def failures(lines):
     """Returns the tests that failed and what the kernel found wrong with itself."""
-    failed = re.compile(r"[# ]*not ok \d")
-    return [line for line in lines if failed.match(line) or SPLAT.search(line)]
+    failed = [
+        f"{program.name} {case.name}" if case else f"{program.name}: {program.reason}"
+        for program, case in ktap.failures(ktap.parse(lines))
+    ]
+    return failed + [line for line in lines if SPLAT.search(line)]
+
+
+def problems(code, lines):
+    """Returns all that is wrong with a run of the suite that has come to its end."""
+    names = [program.name for program in ktap.parse(lines)]
+    wrong = failures(lines)
+    if KUNIT not in names:
+        wrong.append(f"KUnit has no results of {KUNIT}")
+    if not set(names) - {KUNIT}:
+        wrong.append("no selftest ran")
+    if len(names) != ktap.planned(lines):
+        wrong.append(f"{len(names)} of {ktap.planned(lines)} programs on the console")
+    if code and not wrong:
+        wrong.append(f"the suite ended with code {code}")
+    return wrong
+
+
+def build_variant(args, source, pages):
+    """Builds a kernel and the selftests and returns (build directory, initial RAM file system)."""
+    build = kernel.kernel(source, pages + ("-debug" if args.debug else ""), args.jobs)
+    return build, kernel.initrd(build, kernel.selftests(source, build, args.jobs))
+
+
+def run_suite(args, name, pages, build, initrd):
+    """Runs the suite on one machine; a machine that does not end is what is wrong with the run."""
+    start = time.monotonic()
+    try:
+        code, lines = machine.boot(name, build, initrd, suite(), show=False, timeout=args.timeout)
+        wrong = problems(code, lines)
+    except machine.Unfinished as error:
+        lines, wrong = error.lines, [str(error), *failures(error.lines)]
+    return matrix.Run(name, pages, ktap.parse(lines), wrong, time.monotonic() - start)
+
+
+def run_matrix(args, source):
+    """Runs the suite on the machines that were asked for, shows the table, returns an exit code."""
+    runs = []
+    names = [args.machine] if args.machine else machine.MACHINES
+    for pages in [args.pages] if args.pages else machine.PAGES:
+        try:
+            build, initrd = build_variant(args, source, pages)
+        except LabError as error:
+            runs += [matrix.Run(name, pages, [], [str(error)], 0) for name in names]
+            continue
+        for name in names:
+            runs.append(run_suite(args, name, pages, build, initrd))
+            say(f"the {name} machine ({pages} pages): {runs[-1].end()}")
+    lines, good = matrix.report(runs, whole=not (args.machine or args.pages))
+    print("\n".join(lines))
+    return 0 if good else 1
 
 
 def program():
-    """Runs the machine that was asked for."""
+    """Runs the machine that was asked for, or all."""
     parser = argparse.ArgumentParser(
         prog="scripts/run",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_options(parser)
-    parser.add_argument("--machine", choices=machine.MACHINES, default="vhe", help="default: vhe")
-    parser.add_argument("--pages", choices=("4k", "16k", "64k"), default="4k", help="default: 4k")
+    parser.add_argument("--machine", choices=machine.MACHINES, help="default: vhe")
+    parser.add_argument("--pages", choices=machine.PAGES, help="default: 4k")
+    parser.add_argument("--matrix", action="store_true", help="all machines and pages, in a table")
     parser.add_argument(
         "--debug", action="store_true", help="a kernel with lockdep, KASAN, kmemleak and UBSAN"
     )
@@ -63,15 +124,23 @@ def program():
     parser.add_argument("--timeout", type=int, default=600, metavar="S", help="default: 600")
     parser.add_argument("command", nargs="*", help="what to run on the machine, after --")
     args = parser.parse_args()
+    if args.matrix and (args.shell or args.command):
+        parser.error("--matrix runs the suite: leave out --shell and the command")
 
     source = tree.user_tree(args.tree) if args.tree else tree.ready()
-    build = kernel.kernel(source, args.pages + ("-debug" if args.debug else ""), args.jobs)
-    initrd = kernel.initrd(build, kernel.selftests(source, build, args.jobs))
+    if args.matrix:
+        return run_matrix(args, source)
+    build, initrd = build_variant(args, source, args.pages or "4k")
     command = shlex.join(args.command) if args.command else suite()
     code, lines = machine.boot(
-        args.machine, build, initrd, command, shell=args.shell, timeout=args.timeout
+        args.machine or "vhe", build, initrd, command, shell=args.shell, timeout=args.timeout
     )
-    return code or bool(failures(lines) if not args.command else [])
+    if args.command or args.shell:
+        return code
+    wrong = problems(code, lines)
+    for text in wrong:
+        say(f"failed: {text}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import time
 
 import kernel
+import ktap
 import machine
 import mutants
 import run
@@ -195,20 +196,15 @@ def no_panic(source, build):
 def selftests(name, build, initrd):
     """Runs KUnit and the selftests on a machine."""
     code, lines = machine.boot(name, build, initrd, run.suite(), show=False)
-    failed = run.failures(lines)
-    if code or failed or not any(line.startswith("# Totals: pass:") for line in lines):
-        return "\n".join(failed or lines[-20:])
-    if not any("ok 1 kvm_arm64_userfault" in line for line in lines):
-        return "KUnit has no results of kvm_arm64_userfault"
-    return None
+    return "\n".join(run.problems(code, lines))
 
 
 def selftests_without_rust(name, build, initrd):
     """Runs the selftests where the kernel has no userfault: all have to skip."""
     _, lines = machine.boot(name, build, initrd, run.suite(), show=False)
-    programs = [line for line in lines if re.match(r"(not )?ok \d+ selftests: ", line)]
-    skipped = [line for line in programs if line.startswith("ok ") and "# SKIP" in line]
-    return None if programs and skipped == programs else "\n".join(lines[-20:])
+    programs = ktap.parse(lines)
+    skipped = programs and all(program.verdict == ktap.SKIP for program in programs)
+    return None if skipped else "\n".join(lines[-20:])
 
 
 def mutant(one, source, build, initrd):
