@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compares the core of the helper in Rust with an oracle, on the host, in seconds.
+
+The core is what the helper decides with: those of its modules that use nothing
+of the kernel. They are compiled from the kernel tree as they are. Each case has
+a seed of its own; that of a failure is shown and can be given again.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import random
+import re
+import shutil
+import tempfile
+
+import tree
+from common import LAB, LabError, add_common_options, main, output
+
+CASES = 3_000_000
+# To count what runs takes ten times as long.
+COUNTED_CASES = 50_000
+
+# An overflow ends the program. The kernel allows this lint for Rust 1.85 as well.
+FLAGS = "--edition=2021 -C opt-level=3 -C codegen-units=1 -C overflow-checks -C debug-assertions"
+FLAGS += " -D warnings -A clippy::precedence -o"
+
+
+@contextlib.contextmanager
+def crate(source):
+    """Makes a directory that shows the oracle together with the helper of a kernel tree."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = pathlib.Path(name)
+        shutil.copytree(LAB / "core", directory, dirs_exist_ok=True)
+        (directory / "userfault").symlink_to(source / "arch/arm64/kvm/userfault")
+        yield directory
+
+
+def coverage(directory, seed):
+    """Runs some cases and returns (lines of the core, places in it where nothing ran)."""
+    program, raw, profile = (directory / name for name in ("counting", "raw", "profile"))
+    flags = ["-C", "instrument-coverage", *FLAGS.split(), program]
+    output(["rustc", *flags, "main.rs"], cwd=directory)
+    output([program, seed, COUNTED_CASES], env={"LLVM_PROFILE_FILE": str(raw)})
+    output(["llvm-profdata", "merge", "-o", profile, raw])
+    report = json.loads(output(["llvm-cov", "export", program, f"--instr-profile={profile}"]))
+
+    lines, missed = 0, []
+    names = {path.name for path in core_files(directory / "userfault")}
+    for file in report["data"][0]["files"]:
+        path = pathlib.Path(file["filename"])
+        if path.parent.name != "userfault":
+            continue
+        names.remove(path.name)
+        lines += file["summary"]["lines"]["count"]
+        for line, column, count, is_counted, is_entry, is_gap in file["segments"]:
+            if is_counted and is_entry and not is_gap and not count:
+                missed.append(f"userfault/{path.name}:{line}:{column} never ran")
+    return lines, missed + [f"userfault/{name} is not compared" for name in sorted(names)]
+
+
+def core_files(directory):
+    """Returns the modules of the helper that use nothing of the kernel."""
+    uses_kernel = re.compile(r"^\s*use kernel\b", re.MULTILINE)
+    return [path for path in directory.glob("*.rs") if not uses_kernel.search(path.read_text())]
+
+
+def compare(source, cases=CASES, seed=None):
+    """Runs the comparison with the core of a kernel tree and returns what it was, in words."""
+    seed = random.getrandbits(32) if seed is None else seed
+    with crate(source) as directory:
+        program = directory / "comparing"
+        output(["clippy-driver", *FLAGS.split(), program, "main.rs"], cwd=directory)
+        output([program, seed, cases])
+        lines, missed = coverage(directory, seed)
+    if missed:
+        raise LabError("\n".join(["the cases do not cover all of the core:", *missed]))
+    return f"{cases:,} cases from seed {seed}, 100 % of {lines} lines"
+
+
+def program():
+    """Runs the comparison."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/lab/enter scripts/lab/oracle.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common_options(parser)
+    parser.add_argument("--tree", metavar="DIR", help="a kernel tree with the series")
+    parser.add_argument("--cases", type=int, default=CASES, metavar="N", help=f"default: {CASES}")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the first case; default: any")
+    args = parser.parse_args()
+    source = pathlib.Path(args.tree).resolve() if args.tree else tree.ready()
+    print(compare(source, args.cases, args.seed))
+
+
+if __name__ == "__main__":
+    main(program)
