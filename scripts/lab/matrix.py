@@ -71,28 +71,41 @@ def places(runs):
     return ", ".join(f"{' '.join(names)} ({sizes})" for sizes, names in machines.items())
 
 
-def listed(title, pairs):
-    """Returns a titled Markdown list of (text, run): each text once, with all its runs."""
-    runs = collections.defaultdict(list)
-    for text, run in pairs:
-        runs[text].append(run)
-    lines = ["", title, ""] if runs else []
-    for text in runs:
-        item = f"- {text}; on {places(runs[text])}"
-        lines += textwrap.wrap(
-            item, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
-    return lines
+def grouped(pairs):
+    """Returns {key: [values]} of pairs of a key and a value."""
+    groups = collections.defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return groups
+
+
+def item(text):
+    """Returns the lines of an item of a Markdown list."""
+    return textwrap.wrap(
+        f"- {text}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def failed(runs):
+    """Returns a list of what is wrong, each with where that is."""
+    wrong = grouped((text, run) for run in runs for text in run.wrong)
+    lines = [line for text in wrong for line in item(f"{text}; on {places(wrong[text])}")]
+    return ["", "Failed:", "", *lines] if lines else []
 
 
 def skipped(runs):
-    """Returns what was skipped, as (text, run)."""
-    return [
-        (f"{program} {case}".strip() + f": {result.reason or 'no reason given'}", run)
+    """Returns a list of why tests were skipped, each with where that is and the tests."""
+    skips = grouped(
+        ((f"{program} {case}".strip(), result.reason or "no reason given"), run)
         for run in runs
         for program, case, result in run.tests()
         if result.verdict == SKIP
-    ]
+    )
+    tests = grouped(((why, places(where)), test) for (test, why), where in skips.items())
+    lines = []
+    for (why, where), names in tests.items():
+        lines += item(f"{why}; on {where}:") + [f"  - {name}" for name in names]
+    return ["", "Skipped:", "", *lines] if lines else []
 
 
 def never_run(runs):
@@ -113,9 +126,8 @@ def report(runs, whole):
 
     A test that nothing runs is an error, but only the whole matrix can tell.
     """
-    wrong = [(text, run) for run in runs for text in run.wrong]
     never = never_run(runs)
-    lines = table(runs) + listed("Failed:", wrong) + listed("Skipped:", skipped(runs))
+    lines = table(runs) + failed(runs) + skipped(runs)
     if never:
         who = "every machine, which is an error" if whole else "every machine that was asked"
         lines += ["", f"Skipped by {who}:", "", *(f"- {test}" for test in never)]
@@ -125,4 +137,4 @@ def report(runs, whole):
         f"{len(runs)} runs, {sum(not run.wrong for run in runs)} without a failure;"
         f" {verdicts[PASS]} tests passed, {verdicts[SKIP]} skipped, {verdicts[FAIL]} failed",
     ]
-    return lines, not wrong and not (whole and never)
+    return lines, not any(run.wrong for run in runs) and not (whole and never)

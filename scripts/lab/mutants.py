@@ -76,7 +76,7 @@ def try_mutant(mutant, source, build, initrd):
         command = kernel.make(source, build, "-s", "Image")
         step(f"building the mutant {mutant.name}", command, f"mutant-{mutant.name}")
         try:
-            suite = run.suite(f"--override-timeout {SECONDS.get(mutant.machine, 40)}")
+            suite = run.suite(SECONDS.get(mutant.machine, 40))
             _, lines = machine.boot(mutant.machine, build, initrd, suite, show=False)
         except machine.Unfinished as error:
             return failed_cases(error.lines), str(error)

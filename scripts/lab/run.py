@@ -28,12 +28,15 @@ KUNIT_RESULTS = f"/sys/kernel/debug/kunit/{KUNIT}/results"
 LEAKS = "/sys/kernel/debug/kmemleak"
 
 
-def suite(options=""):
-    """Returns the command that shows KUnit's results and runs the selftests of the series."""
-    options += " $(sed -n 's/^kvm:userfault/-t &/p' kselftest-list.txt)"
+def suite(seconds=300):
+    """Returns the command that shows KUnit's results and runs the selftests of the series.
+
+    A program may take some time; kselftest's own limit is for machines that are not emulated.
+    """
+    tests = "$(sed -n 's/^kvm:userfault/-t &/p' kselftest-list.txt)"
     return (
         f"[ ! -e {KUNIT_RESULTS} ] || cat {KUNIT_RESULTS};"
-        f" cd /kselftest && ./run_kselftest.sh {options}; code=$?;"
+        f" cd /kselftest && ./run_kselftest.sh --override-timeout {seconds} {tests}; code=$?;"
         f" if [ -e {LEAKS} ]; then sleep 6; echo scan >{LEAKS}; cat {LEAKS}; fi; exit $code"
     )
 
@@ -121,7 +124,7 @@ def program():
     parser.add_argument("--tree", metavar="DIR", help="a kernel checkout to use as the base")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("--shell", action="store_true", help="give a prompt on the machine")
-    parser.add_argument("--timeout", type=int, default=600, metavar="S", help="default: 600")
+    parser.add_argument("--timeout", type=int, default=1200, metavar="S", help="default: 1200")
     parser.add_argument("command", nargs="*", help="what to run on the machine, after --")
     args = parser.parse_args()
     if args.matrix and (args.shell or args.command):

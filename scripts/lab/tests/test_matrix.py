@@ -68,8 +68,16 @@ class Table(unittest.TestCase):
         """What failed or was skipped is listed with its reason and where that was."""
         text = "\n".join(self.lines)
         self.assertIn("Failed:\n\n- it did not boot; on protected (64k)\n", text)
-        self.assertIn("here (KVM_CAP_ARM_EL2); on vhe (4k 64k), protected (4k)\n", text)
-        self.assertIn("map_blocks: no transparent huge page to be had; on vhe\n  (64k)\n", text)
+        self.assertIn(
+            "\n- guests have no EL2 here (KVM_CAP_ARM_EL2); on vhe (4k 64k), protected (4k):\n"
+            "  - userfault_nested\n"
+            "- no eager splitting: Invalid argument (os error 22); on protected (4k):\n"
+            "  - userfault_dirty_log log_that_splits_blocks_in_advance\n"
+            "- nothing shows stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS); on protected (4k):\n"
+            "  - userfault_mappings faults_after_a_disable_map_blocks\n"
+            "  - userfault_mappings recreated_slot_has_blocks\n",
+            text,
+        )
         self.assertIn(
             "\n4 runs, 3 without a failure; 147 tests passed, 12 skipped, 0 failed", text
         )
@@ -100,7 +108,7 @@ class Verdict(unittest.TestCase):
         """What one machine skips and another runs is fine, but shown."""
         text, good = self.report(suite("one", "two # SKIP why"), suite("one", "two"))
         self.assertTrue(good)
-        self.assertIn("- suite two: why; on machine0 (4k)", text)
+        self.assertIn("- why; on machine0 (4k):\n  - suite two\n", text)
         self.assertNotIn("Skipped by every", text)
 
     def test_skip_by_all(self):
@@ -118,7 +126,7 @@ class Verdict(unittest.TestCase):
         text, good = self.report(skipping("no"), skipping("not here"))
         self.assertFalse(good)
         self.assertIn("error:\n\n- suite\n", text)
-        self.assertIn("- suite: no; on machine0 (4k)\n- suite: not here; on machine1 (4k)", text)
+        self.assertIn("- no; on machine0 (4k):\n  - suite\n- not here; on machine1", text)
 
     def test_failure(self):
         """One problem of one machine is enough."""
