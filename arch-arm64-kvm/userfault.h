@@ -10,6 +10,10 @@
 
 #include <linux/types.h>
 
+/* The size, in bytes, that a mapping of @gfn may have that could have @size. */
+u64 kvm_userfault_map_size(const u8 __user *bitmap, u64 base_gfn, u64 npages,
+			   u64 gfn, u64 size);
+
 /* enum kvm_mr_change, in the same order. */
 enum kvm_userfault_change {
 	KVM_USERFAULT_CREATE,
@@ -27,8 +31,6 @@ enum kvm_userfault_invalidation {
 
 struct kvm;
 
-u64 kvm_userfault_map_size(const u8 __user *bitmap, u64 base_gfn, u64 npages,
-			   u64 gfn, u64 size);
 enum kvm_userfault_invalidation
 kvm_userfault_commit(bool was_userfault, bool is_userfault,
 		     enum kvm_userfault_change change);

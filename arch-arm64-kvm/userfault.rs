@@ -41,19 +41,13 @@ pub mod slot;
 mod kunit;
 
 use crate::{
-    bitmap::UserfaultSlot,
     commit::{
         Change,
         Invalidation, //
     },
-    marks::are_clear,
     size::{
         MapSize,
         Sizes, //
-    },
-    slot::{
-        Gfn,
-        Pages, //
     },
 };
 
@@ -93,13 +87,13 @@ pub unsafe extern "C" fn kvm_userfault_map_size(
     gfn: u64,
     size: u64,
 ) -> u64 {
-    let slot = UserfaultSlot::new(bitmap, base_gfn, npages);
+    let slot = bitmap::UserfaultSlot::new(bitmap, base_gfn, npages);
     let is_clear = |count| {
-        let Some(pages) = slot.slot.block(Gfn(gfn), count) else {
+        let Some(pages) = slot.slot.block(slot::Gfn(gfn), count) else {
             return false;
         };
         // A bitmap that cannot be read may have any mark.
-        let is_clear = are_clear(pages, |start, bytes| slot.read(start, bytes)) == Ok(true);
+        let is_clear = marks::are_clear(pages, |start, bytes| slot.read(start, bytes)) == Ok(true);
 
         // Whoever sees a mark clear must see the page as the VMM filled it before, which takes
         // loads. See kvm_slot_test_userfault(), which does the same for a single page.
@@ -154,14 +148,14 @@ pub unsafe extern "C" fn kvm_userfault_unmap_marked(
     base_gfn: u64,
     npages: u64,
 ) -> bool {
-    let slot = UserfaultSlot::new(bitmap, base_gfn, npages);
+    let slot = bitmap::UserfaultSlot::new(bitmap, base_gfn, npages);
     let skip = |page| {
         // SAFETY: The VM is valid by the safety requirements.
         let gfn = unsafe { bindings::kvm_userfault_skip_unmapped(kvm, slot.slot.gfn(page).0) };
         gfn.saturating_sub(base_gfn)
     };
     let read = |start, bytes: &mut [u8]| slot.read(start, bytes);
-    let unmap = |pages: Pages| {
+    let unmap = |pages: slot::Pages| {
         let gfn = slot.slot.gfn(pages.first).0;
         // SAFETY: The VM is valid by the safety requirements.
         unsafe { bindings::kvm_userfault_unmap(kvm, gfn, pages.count()) };

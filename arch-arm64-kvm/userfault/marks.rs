@@ -40,9 +40,8 @@ impl Marks {
         let length = end.div_ceil(8).saturating_sub(start);
 
         self.pages = Pages { end, ..pages };
-        if let Some(bytes) = self.bytes.get_mut(..length as usize) {
-            read(start, bytes)?;
-        }
+        let bytes = self.bytes.get_mut(..length as usize).unwrap_or_default();
+        read(start, bytes)?;
         Ok(Pages {
             first: end,
             end: pages.end,
@@ -67,7 +66,8 @@ impl Marks {
                 return None;
             }
             let ours = lowest(end.saturating_sub(page)) & !lowest(first.saturating_sub(page));
-            Some((page, u64::from_le_bytes(bytes.try_into().ok()?) & ours))
+            let word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+            Some((page, word & ours))
         })
     }
 
