@@ -33,7 +33,8 @@ def suite(seconds=300):
 
     A program may take some time; kselftest's own limit is for machines that are not emulated.
     """
-    tests = "$(sed -n 's/^kvm:userfault/-t &/p' kselftest-list.txt)"
+    names = "userfault.*|.*_rust|set_memory_region_test"
+    tests = f"$(sed -nE 's/^kvm:({names})$/-t &/p' kselftest-list.txt)"
     return (
         f"[ ! -e {KUNIT_RESULTS} ] || cat {KUNIT_RESULTS};"
         f" cd /kselftest && ./run_kselftest.sh --override-timeout {seconds} {tests}; code=$?;"
