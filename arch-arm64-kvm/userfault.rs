@@ -95,8 +95,8 @@ pub unsafe extern "C" fn kvm_userfault_map_size(
         // A bitmap that cannot be read may have any mark.
         let is_clear = marks::are_clear(pages, |start, bytes| slot.read(start, bytes)) == Ok(true);
 
-        // Whoever sees a mark clear must see the page as the VMM filled it before, which takes
-        // loads. See kvm_slot_test_userfault(), which does the same for a single page.
+        // As in kvm_slot_test_userfault(): whoever sees a mark clear must see what the VMM did
+        // before it. C looks at the host's page tables next.
         smp_mb(Read);
         is_clear
     };

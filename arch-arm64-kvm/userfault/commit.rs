@@ -52,7 +52,8 @@ pub(crate) fn invalidation(
     }
 }
 
-/// To unmap a run of pages by itself costs as much as to unmap so many pages more at once.
+/// Bounds how often an enable takes mmu_lock and invalidates TLBs: with more than one run for so
+/// many pages, all of them go at once. Those that are not marked pay for that with a fault.
 const PAGES_PER_RUN: u64 = 4;
 
 /// Names runs of pages to unmap, so that no marked page of `pages` stays mapped.
@@ -62,8 +63,8 @@ const PAGES_PER_RUN: u64 = 4;
 /// * `unmap` gets the pages to unmap.
 ///
 /// A mark counts if it is set from before the call until its end; one that is set or cleared
-/// meanwhile may count or not. Other pages are named only where there are so many runs that to
-/// unmap all pages between them as well is cheaper.
+/// meanwhile may count or not. Other pages are named only where there would be too many runs, see
+/// [`PAGES_PER_RUN`].
 pub(crate) fn unmap_marked<E>(
     mut pages: Pages,
     mut skip: impl FnMut(u64) -> u64,

@@ -7,19 +7,19 @@ use crate::slot::Pages;
 /// The marks of some pages.
 pub struct Marks {
     /// The bitmap from the 64-bit word on that has the mark of the first page.
-    bytes: [u8; Self::BYTES],
+    words: [[u8; 8]; Self::WORDS],
     pages: Pages,
 }
 
 impl Marks {
-    /// The most bytes of a bitmap that are looked at together: whole words, and few enough for the
-    /// stack. No decision depends on it.
-    const BYTES: usize = 256;
+    /// The most words of a bitmap that are looked at together: few enough for the stack. No
+    /// decision depends on it.
+    const WORDS: usize = 32;
 
     /// Creates the marks of no pages.
     pub const fn none() -> Self {
         Self {
-            bytes: [0; Self::BYTES],
+            words: [[0; 8]; Self::WORDS],
             pages: Pages { first: 0, end: 0 },
         }
     }
@@ -34,14 +34,14 @@ impl Marks {
         pages: Pages,
         read: impl FnOnce(u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<Pages, E> {
-        let room = word_of(pages.first).saturating_add(Self::BYTES as u64 * 8);
+        let room = word_of(pages.first).saturating_add(Self::WORDS as u64 * 64);
         let end = pages.end.min(room);
         let start = word_of(pages.first) / 8;
         let length = end.div_ceil(8).saturating_sub(start);
 
         self.pages = Pages { end, ..pages };
-        let bytes = self.bytes.get_mut(..length as usize).unwrap_or_default();
-        read(start, bytes)?;
+        let bytes = self.words.as_flattened_mut();
+        read(start, bytes.get_mut(..length as usize).unwrap_or_default())?;
         Ok(Pages {
             first: end,
             end: pages.end,
@@ -59,15 +59,14 @@ impl Marks {
         let Pages { first, end } = self.pages;
         let mut next = word_of(first);
 
-        self.bytes.chunks_exact(8).map_while(move |bytes| {
+        self.words.iter().map_while(move |word| {
             let page = next;
             next = page.wrapping_add(64);
             if page >= end {
                 return None;
             }
             let ours = lowest(end.saturating_sub(page)) & !lowest(first.saturating_sub(page));
-            let word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
-            Some((page, word & ours))
+            Some((page, u64::from_le_bytes(*word) & ours))
         })
     }
 

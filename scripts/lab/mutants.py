@@ -4,8 +4,8 @@
 Each file of scripts/lab/mutants is one small wrong change, with the promise
 that it breaks and the test cases that must fail. It is applied to an overlay of
 the kernel tree and of its build directory, so that neither is touched, then
-built and booted. A mutant that no named case catches survives: that is an error
-of the tests.
+built and booted with the programs that have these cases. A mutant that no named
+case catches survives: that is an error of the tests.
 """
 
 import argparse
@@ -67,6 +67,20 @@ def failed_cases(lines):
     return [(case or program).name for program, case in ktap.failures(ktap.parse(lines))]
 
 
+def programs(mutant, source):
+    """Returns the test programs that have the cases of a mutant; KUnit's run at each boot."""
+    kunit = source / "arch/arm64/kvm/userfault/kunit.rs"
+    files = [kunit, *sorted((source / "tools/testing/selftests/kvm/arm64").glob("*.rs"))]
+    texts = {path: path.read_text() for path in files}
+    found = set()
+    for case in mutant.cases:
+        having = {path for path, text in texts.items() if f"fn {case}(" in text}
+        if not having:
+            raise LabError(f"{mutant.path} names the case '{case}', which no test has")
+        found |= having
+    return sorted(path.stem for path in found - {kunit})
+
+
 def try_mutant(mutant, source, build, initrd):
     """Builds and boots one mutant; returns (the cases that failed, what ended the run early)."""
     with overlays(source, build):
@@ -76,7 +90,9 @@ def try_mutant(mutant, source, build, initrd):
         command = kernel.make(source, build, "-s", "Image")
         step(f"building the mutant {mutant.name}", command, f"mutant-{mutant.name}")
         try:
-            suite = run.suite(SECONDS.get(mutant.machine, 40))
+            # Where KUnit alone has to notice, any program will do.
+            names = "|".join(programs(mutant, source) or ["userfault_interface"])
+            suite = run.suite(SECONDS.get(mutant.machine, 40), names)
             _, lines = machine.boot(mutant.machine, build, initrd, suite, show=False)
         except machine.Unfinished as error:
             return failed_cases(error.lines), str(error)

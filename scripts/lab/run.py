@@ -28,12 +28,11 @@ KUNIT_RESULTS = f"/sys/kernel/debug/kunit/{KUNIT}/results"
 LEAKS = "/sys/kernel/debug/kmemleak"
 
 
-def suite(seconds=300):
+def suite(seconds=300, names="userfault.*|.*_rust|set_memory_region_test"):
     """Returns the command that shows KUnit's results and runs the selftests of the series.
 
     A program may take some time; kselftest's own limit is for machines that are not emulated.
     """
-    names = "userfault.*|.*_rust|set_memory_region_test"
     tests = f"$(sed -nE 's/^kvm:({names})$/-t &/p' kselftest-list.txt)"
     return (
         f"[ ! -e {KUNIT_RESULTS} ] || cat {KUNIT_RESULTS};"

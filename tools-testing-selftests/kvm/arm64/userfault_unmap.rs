@@ -165,7 +165,7 @@ fn marks_count_that_last_through_the_call() {
     }
 
     for _ in 0..20 {
-        let finished = AtomicBool::new(false);
+        let (started, finished) = (AtomicBool::new(false), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !finished.load(Ordering::Relaxed) {
@@ -173,8 +173,12 @@ fn marks_count_that_last_through_the_call() {
                         bitmap.mark(page);
                         bitmap.clear(page);
                     }
+                    started.store(true, Ordering::Relaxed);
                 }
             });
+            while !started.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
             machine.enable(&bitmap);
             finished.store(true, Ordering::Relaxed);
         });
