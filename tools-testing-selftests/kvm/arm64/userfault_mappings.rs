@@ -82,8 +82,9 @@ fn exits_to_read_all(machine: &mut Machine) -> u64 {
 fn disable_costs_no_faults() {
     let pages = 64;
     let mut machine = Machine::new(Backing::Anonymous, pages);
+    let bitmap = Bitmap::new(pages);
     machine.fill();
-    machine.enable(&Bitmap::new(pages));
+    machine.enable(&bitmap);
     machine.read_all();
 
     let before = exits_to_read_all(&mut machine);
