@@ -21,6 +21,8 @@ class Machine:
     cpu: str
     options: str = ""
     command_line: str = ""
+    cpus: int = 2
+    clock: tuple = ()
 
 
 MACHINES = {
@@ -29,6 +31,14 @@ MACHINES = {
     "nvhe": Machine("max", command_line="kvm-arm.mode=nvhe"),
     "protected": Machine("max", command_line="kvm-arm.mode=protected"),
     "nested": Machine("max", command_line="kvm-arm.mode=nested"),
+}
+
+# An instruction takes a nanosecond of their clock, whatever it does: times are
+# numbers of instructions, and the same on each boot.
+COUNTING = ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
+COUNTING_MACHINES = {
+    "counting-n1": Machine("neoverse-n1", cpus=1, clock=COUNTING),
+    "counting-max": Machine("max", cpus=1, clock=COUNTING),
 }
 
 
@@ -52,7 +62,8 @@ def qemu(machine, build, initrd, extra):
     options = "virt,virtualization=on,gic-version=3" + machine.options
     words = f"console=ttyAMA0 panic=-1 loglevel=5 {machine.command_line} {extra}".split()
     return [
-        *("qemu-system-aarch64", "-M", options, "-cpu", machine.cpu, "-smp", "2"),
+        *("qemu-system-aarch64", "-M", options, "-cpu", machine.cpu, "-smp", str(machine.cpus)),
+        *machine.clock,
         *("-m", memory, "-nic", "none", "-nographic", "-no-reboot"),
         *("-kernel", image, "-initrd", initrd, "-append", " ".join(words)),
     ]
@@ -68,7 +79,8 @@ def boot(name, build, initrd, command, *, shell=False, timeout=600, show=True, e
             for path in (initrd, part):
                 out.write(path.read_bytes())
                 out.write(b"\0" * (-out.tell() % 4))
-        words = [str(word) for word in qemu(MACHINES[name], build, combined, extra)]
+        kind = {**MACHINES, **COUNTING_MACHINES}[name]
+        words = [str(word) for word in qemu(kind, build, combined, extra)]
         try:
             if shell:
                 return subprocess.run(words, check=False).returncode, []
