@@ -172,7 +172,11 @@ def measure(machines, images, initrd, quick, jobs):
             running[future] = results[name][kind], label
         for future in concurrent.futures.as_completed(running):
             into, label = running[future]
-            into[label] = future.result()
+            try:
+                into[label] = future.result()
+            except LabError:
+                pool.shutdown(cancel_futures=True)
+                raise
     return results
 
 

@@ -111,7 +111,7 @@ def bars(panel, y_of):
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{width * 0.94:.1f}"'
                 f' height="{HEIGHT - BOTTOM - y:.1f}" fill="{COLOURS[number]}"/>'
             )
-            parts.append(text(x + width / 2, y - 4, f"{value:.3g}", 10))
+            parts.append(text(x + width / 2, y - 4, f"{value:.3f}", 10))
     return parts
 
 
@@ -120,10 +120,13 @@ def lines(panel, y_of):
     parts = []
     places = [x for points in panel.series.values() for x, _ in points]
     x_of = Scale(min(places), max(places), LEFT + 14, WIDTH - RIGHT - 14, bool(panel.x_ticks))
+    free = 0
     for x in sorted(set(places)):
         parts.append(line(x_of(x), HEIGHT - BOTTOM, x_of(x), HEIGHT - BOTTOM + 4, "#333"))
         label = panel.x_ticks.get(x, f"{x:g}")
-        parts.append(text(x_of(x), HEIGHT - BOTTOM + 17, label, 11))
+        if x_of(x) >= free:
+            parts.append(text(x_of(x), HEIGHT - BOTTOM + 17, label, 11))
+            free = x_of(x) + 7 * len(label) + 6
     for number, points in enumerate(panel.series.values()):
         colour = COLOURS[number % len(COLOURS)]
         places = [(x_of(x), y_of(y)) for x, y in points]

@@ -86,7 +86,7 @@ class Report(unittest.TestCase):
         bars = plot.Panel("Exits", "x", "y", {"a": [1.5, None]}, ["one", "two"], mark=1)
         root = xml.etree.ElementTree.fromstring(plot.svg([lines, bars], 2))
         words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-        for word in ("Enable <all>", "Exits", "a", "one", "1.5", "1 k"):
+        for word in ("Enable <all>", "Exits", "a", "one", "1.500", "1 k"):
             self.assertIn(word, words)
 
 
