@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 
 from common import CACHE, LAB, LabError, lock, output, say, step, write_if_changed
@@ -14,6 +15,8 @@ VARIANTS = {
     "16k": ["kernel", "rust", "16k"],
     "64k": ["kernel", "rust", "64k"],
     "4k-norust": ["kernel"],
+    "4k-count": ["kernel", "rust", "count"],
+    "4k-trace": ["kernel", "rust", "trace"],
     "4k-debug": ["kernel", "rust", "debug"],
     "16k-debug": ["kernel", "rust", "16k", "debug"],
     "64k-debug": ["kernel", "rust", "64k", "debug"],
@@ -57,29 +60,40 @@ def write_config(tree, build, variant):
     )
 
 
+def wanted(variant):
+    """Returns the lines of .config that the fragments of a variant ask for."""
+    lines = {}
+    for file in fragments(variant):
+        for line in file.read_text().splitlines():
+            match = re.match(r"(?:# )?(CONFIG_\w+)[ =]", line)
+            if match:
+                # A later fragment overrides an earlier one.
+                lines[match[1]] = line
+    return [line for line in lines.values() if line.startswith("CONFIG")]
+
+
 def configure(tree, build, variant):
     """Writes .config unless it is up to date; says what the tree does not offer."""
-    wanted = [
-        line
-        for file in fragments(variant)
-        for line in file.read_text().splitlines()
-        if line.startswith("CONFIG")
-    ]
     stamp = build / ".kvm-userfault-config"
-    key = "\n".join(wanted) + "\n"
+    key = "\n".join(wanted(variant)) + "\n"
     if stamp.exists() and stamp.read_text() == key and (build / ".config").exists():
         return
     build.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
     write_config(tree, build, variant)
+    check_config(build, variant)
+    stamp.write_text(key)
+
+
+def check_config(build, variant):
+    """Fails if the tree does not offer what a variant is to have."""
     have = set((build / ".config").read_text().splitlines())
-    missing = [line for line in wanted if line not in have]
+    missing = [line for line in wanted(variant) if line not in have]
     if missing:
         raise LabError(
             f"the configuration of the {variant} kernel does not take: {', '.join(missing)}."
             " See scripts/lab/config, and 'make rustavailable' for CONFIG_RUST."
         )
-    stamp.write_text(key)
 
 
 def kernel(tree, variant, jobs=None, words=("Image",)):

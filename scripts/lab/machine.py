@@ -24,6 +24,8 @@ class Machine:
     options: str = ""
     command_line: str = ""
     cpu_with_16k_pages: str = ""
+    cpus: int = 2
+    clock: tuple = ()
 
 
 # Memory tags are where KVM gives them to guests: not on a protected host, and not to guests with
@@ -37,8 +39,17 @@ MACHINES = {
     "nested": Machine("max", "", "kvm-arm.mode=nested", "max,lpa2=off"),
 }
 
+# An instruction takes a nanosecond of their clock, whatever it does: times are
+# numbers of instructions, and the same on each boot.
+COUNTING = ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
+COUNTING_MACHINES = {
+    "counting-n1": Machine("neoverse-n1", cpus=1, clock=COUNTING),
+    "counting-max": Machine("max", cpus=1, clock=COUNTING),
+}
+
 # Each machine runs with each, as QEMU's max and neoverse-n1 have all granules at both stages.
 PAGES = ("4k", "16k", "64k")
+
 
 
 class Unfinished(LabError):
@@ -72,7 +83,8 @@ def qemu(machine, build, initrd, extra):
     options = "virt,virtualization=on,gic-version=3" + machine.options
     words = f"console=ttyAMA0 panic=-1 loglevel=5 {machine.command_line} {extra}".split()
     return [
-        *("qemu-system-aarch64", "-M", options, "-cpu", cpu, "-smp", "2"),
+        *("qemu-system-aarch64", "-M", options, "-cpu", cpu, "-smp", str(machine.cpus)),
+        *machine.clock,
         *("-m", memory, "-nic", "none", "-nographic", "-no-reboot"),
         *("-kernel", image, "-initrd", initrd, "-append", " ".join(words)),
     ]
@@ -88,7 +100,8 @@ def boot(name, build, initrd, command, *, shell=False, timeout=600, show=True, e
             for path in (initrd, part):
                 out.write(path.read_bytes())
                 out.write(b"\0" * (-out.tell() % 4))
-        words = [str(word) for word in qemu(MACHINES[name], build, combined, extra)]
+        kind = {**MACHINES, **COUNTING_MACHINES}[name]
+        words = [str(word) for word in qemu(kind, build, combined, extra)]
         try:
             if shell:
                 return subprocess.run(words, check=False).returncode, []

@@ -10,9 +10,9 @@ from overlay import overlays
 NOT_KERNEL = ("Documentation/", "MAINTAINERS", "tools/")
 
 
-def commits():
+def commits(branch=tree.BRANCH):
     """Returns the commits of the series in order, as (id, subject)."""
-    lines = tree.git("log", "--reverse", "--format=%H %s", f"base..{tree.BRANCH}").splitlines()
+    lines = tree.git("log", "--reverse", "--format=%H %s", f"base..{branch}").splitlines()
     return [tuple(line.split(" ", 1)) for line in lines]
 
 

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Measures what userfault costs: counts the instructions of the base, of the series
+without its optional patches and of all of it, on the same machines.
+
+The machines take a nanosecond for each instruction, so that what the selftest
+userfault_bench measures are numbers of instructions, and the same ones each
+time. On kernels of their own, built to count calls and locks, it then counts
+what costs nothing there. Results are a Markdown page, a JSON file and a picture.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+import shlex
+import shutil
+
+import kernel
+import machine
+import report
+import steps
+import tree
+from common import CACHE, LabError, add_common_options, lock, main, output, say, step, succeeds
+
+# The optional patches. All that comes before the first of them is the series
+# without them.
+OPTIONAL = {
+    "KVM: arm64: Find marked pages in the userfault helper",
+    "KVM: arm64: Map blocks where no page of them is marked",
+    "KVM: arm64: Unmap only marked pages when userfault is enabled",
+}
+
+# Kernels that count instructions, and kernels that count calls and locks.
+COUNT, EVENTS = "4k-count", "4k-trace"
+
+# The machines, and where calls and locks are counted: with two CPUs.
+MACHINES = {"n1": ("counting-n1", "nofwb"), "max": ("counting-max", "vhe")}
+
+# What is run of the benchmark. Without names it runs all of its cases.
+PROGRAM = "/kselftest/kvm/userfault_bench"
+QUICK_CASES = "fault fault_block mmio_exit userfault_exit userfault_page unmarked_block terabyte"
+EVENT_CASES = (
+    "mmio_exit userfault_exit userfault_page marked_share unmarked_block"
+    " terabyte demand_userfault demand_userfault_file demand_missing demand_minor"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A line of the benchmark's output."""
+
+    name: str
+    vcpus: int
+    slot_pages: int
+    marked: int
+    event: str
+    value: float
+    unit: str
+
+
+def parse(lines):
+    """Returns the figures of a benchmark's output."""
+    figures = []
+    for line in lines:
+        if line.startswith("# bench: "):
+            fields = dict(re.findall(r"(\w+)=(\S+)", line))
+            figures.append(
+                Figure(
+                    fields["name"],
+                    *(int(fields[key]) for key in ("vcpus", "slot_pages", "marked")),
+                    fields.get("event", ""),
+                    float(fields["value"]),
+                    fields["unit"],
+                )
+            )
+    return figures
+
+
+def kernels(branch):
+    """Returns the commits of the kernels to compare, as {name: commit}."""
+    plain, optional = "base", ""
+    for commit, subject in steps.commits(branch):
+        if subject in OPTIONAL:
+            optional = subject
+        elif not optional:
+            plain = commit
+        elif steps.concerns_kernel(commit):
+            raise LabError(
+                f"'{subject}' comes after '{optional}', but is not one of the optional patches"
+                " that scripts/lab/bench.py names: put it before these, or name it there"
+            )
+    if not optional:
+        say("no patch is optional: the series without and with such patches is the same")
+    return {"base": "base", "without": plain, "with": tree.git("rev-parse", branch)}
+
+
+def worktree():
+    """Returns a checkout of the series' tree for the commits to compare."""
+    path = CACHE / "trees" / "bench"
+    if not succeeds(["git", "-C", path, "rev-parse", "--git-dir"], env=tree.environment()):
+        shutil.rmtree(path, ignore_errors=True)
+        tree.git("worktree", "prune")
+        say(f"making {path}, a checkout of {tree.TREE}")
+        tree.git("worktree", "add", "--quiet", "--detach", path, "base")
+    return path
+
+
+def image(source, commit, variant, jobs):
+    """Builds a commit's kernel unless there is one of the same source, and returns where it is."""
+    content = tree.git("rev-parse", f"{commit}^{{tree}}")
+    fragments = "".join(path.read_text() for path in kernel.fragments(variant))
+    build = kernel.directory(source, variant)
+    target = build.with_name(f"{variant}-{content[:12]}")
+    stamp = target / "config"
+    if stamp.exists() and stamp.read_text() == fragments:
+        return target
+    build.mkdir(parents=True, exist_ok=True)
+    tree.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
+    kernel.write_config(source, build, variant)
+    if commit != "base":
+        # The base does not offer userfault.
+        kernel.check_config(build, variant)
+    step(
+        f"building the {variant} kernel of {commit[:12]} (1 to 5 minutes)",
+        kernel.make(source, build, "Image", jobs=jobs),
+        f"bench-{variant}",
+    )
+    name = pathlib.Path("arch/arm64/boot/Image")
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(build / name, target / name)
+    stamp.write_text(fragments)
+    return target
+
+
+def selftests(source, commit, jobs):
+    """Builds the selftests of the whole series, which run on all kernels, and returns an initrd."""
+    tree.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
+    build = kernel.directory(source, COUNT)
+    return kernel.initrd(build, kernel.selftests(source, build, jobs))
+
+
+def run(name, build, initrd, arguments):
+    """Runs the benchmark on a machine and returns its figures."""
+    command = shlex.join([PROGRAM, *arguments])
+    code, lines = machine.boot(name, build, initrd, command, show=False, timeout=1500)
+    figures = parse(lines)
+    if code or not figures or any(line.startswith("not ok") for line in lines):
+        raise LabError("the benchmark failed:\n" + "\n".join(lines[-20:]))
+    return figures
+
+
+def jobs_of(machines, images, quick):
+    """Yields what is to be run, as (machine, kernel, what is counted, arguments for run())."""
+    for name, (counting, ordinary) in machines.items():
+        for label, build in images[COUNT].items():
+            cases = QUICK_CASES.split() if quick else []
+            yield name, label, "instructions", (counting, build, cases)
+        for label, build in images.get(EVENTS, {}).items():
+            yield name, label, "events", (ordinary, build, ["--events", *EVENT_CASES.split()])
+
+
+def measure(machines, images, initrd, quick, jobs):
+    """Runs all that is to be run, some of it at once, and returns the results."""
+    results = {name: {"instructions": {}, "events": {}} for name in machines}
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        running = {}
+        for name, label, kind, (host, build, arguments) in jobs_of(machines, images, quick):
+            future = pool.submit(run, host, build, initrd, arguments)
+            running[future] = results[name][kind], label
+        for future in concurrent.futures.as_completed(running):
+            into, label = running[future]
+            try:
+                into[label] = future.result()
+            except LabError:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return results
+
+
+def images_of(source, commits, variants, jobs):
+    """Builds the kernels and returns {variant: {name: where it is}}; the same one is built once."""
+    images = {}
+    for variant, names in variants.items():
+        images[variant] = {name: image(source, commits[name], variant, jobs) for name in names}
+    for old in kernel.directory(source, COUNT).parent.glob("4k-*-*"):
+        if old not in itertools.chain(*(found.values() for found in images.values())):
+            if old.name.startswith(tuple(f"{variant}-" for variant in variants)):
+                shutil.rmtree(old)
+    return images
+
+
+def program():
+    """Builds, measures and writes the results."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common_options(parser)
+    parser.add_argument(
+        "--machine", action="append", choices=MACHINES, help="may be repeated; default: both"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="what takes long left out: under 3 minutes"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=pathlib.Path,
+        default=CACHE / "bench",
+        help="where results go; default: bench in the cache",
+    )
+    parser.add_argument(
+        "--branch", help="measure this branch of the series' tree, and leave the tree as it is"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
+    args = parser.parse_args()
+
+    if not args.branch and tree.git("status", "--porcelain", tree=tree.ready()):
+        raise LabError(f"{tree.TREE} has uncommitted changes: commit them first")
+    commits = kernels(args.branch or tree.BRANCH)
+    variants = {COUNT: ["base", "without", "with"]}
+    if not args.quick:
+        variants[EVENTS] = ["without", "with"]
+    with lock("build-bench"):
+        source = worktree()
+        images = images_of(source, commits, variants, args.jobs)
+        initrd = selftests(source, commits["with"], args.jobs)
+        machines = {name: MACHINES[name] for name in args.machine or MACHINES}
+        jobs = args.jobs or os.cpu_count() or 1
+        results = measure(machines, images, initrd, args.quick, jobs)
+    command = "scripts/bench" + (" --quick" if args.quick else "")
+    command += "".join(f" --machine {name}" for name in args.machine or [])
+    for path in report.write(args.output, results, describe(commits, command)):
+        print(path)
+    return 0
+
+
+def describe(commits, command):
+    """Returns what the results are of, for the report."""
+
+    def subject(commit):
+        return tree.git("log", "-1", "--format=%s", commit)
+
+    return {
+        "command": command,
+        "emulator": output(["qemu-system-aarch64", "--version"]).splitlines()[0],
+        "kernels": {name: subject(commit) for name, commit in commits.items()},
+    }
+
+
+if __name__ == "__main__":
+    main(program)
