@@ -51,7 +51,6 @@ COUNTING_MACHINES = {
 PAGES = ("4k", "16k", "64k")
 
 
-
 class Unfinished(LabError):
     """A machine that did not get to the end of its command, with what it printed until then."""
 

@@ -61,9 +61,14 @@ impl Area {
         Self::map(pages, bindings::MAP_SHARED)
     }
 
-    fn map(pages: usize, kind: u32) -> Self {
+    /// Maps private memory of `pages` pages, more than there may be of it.
+    pub fn reserved(pages: usize) -> Self {
+        Self::map(pages, bindings::MAP_PRIVATE | bindings::MAP_NORESERVE)
+    }
+
+    fn map(pages: usize, flags: u32) -> Self {
         let len = pages * host_page_size();
-        let flags = (kind | bindings::MAP_ANONYMOUS) as i32;
+        let flags = (flags | bindings::MAP_ANONYMOUS) as i32;
         let access = Access::ReadWrite.protection();
         // SAFETY: This maps new memory, at an address that the kernel chooses.
         let start = unsafe {

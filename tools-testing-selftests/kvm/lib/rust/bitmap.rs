@@ -4,6 +4,7 @@
 
 use crate::area::Area;
 use std::{
+    ops::Range,
     slice,
     sync::atomic::{
         AtomicU8,
@@ -78,6 +79,18 @@ impl<'a> Bitmap<'a> {
         // Publishes the content: KVM orders its reads of the page after that of the bit.
         let old = self.bytes()[page / 8].fetch_and(!(1 << (page % 8)), Ordering::Release);
         old & (1 << (page % 8)) != 0
+    }
+
+    /// Clears the marks of pages whose content is complete. They have to be whole bytes of the
+    /// bitmap.
+    pub fn clear_range(&self, pages: Range<usize>) {
+        assert!(
+            pages.start % 8 == 0 && pages.end % 8 == 0,
+            "not whole bytes"
+        );
+        for byte in &self.bytes()[pages.start / 8..pages.end / 8] {
+            byte.store(0, Ordering::Release);
+        }
     }
 
     /// Returns whether a page is marked.

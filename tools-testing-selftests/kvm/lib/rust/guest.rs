@@ -209,6 +209,14 @@ pub fn smc(function: u32) -> u64 {
     results.a0
 }
 
+/// Has the MMU walk the guest's own tables for an address, so that the tables are there when it is
+/// accessed. Whether the page is there makes no difference.
+#[inline(always)]
+pub fn walk(address: u64) {
+    // SAFETY: In the guest, see the module's documentation.
+    unsafe { asm!("at s1e1r, {}", in(reg) address) }
+}
+
 /// Hands two values to the host, which sees an [`Exit::Sync`](crate::Exit::Sync), and goes on when
 /// the host runs the vCPU again.
 #[inline(always)]

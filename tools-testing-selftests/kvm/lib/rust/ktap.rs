@@ -4,7 +4,7 @@
 
 use std::{
     any::Any,
-    panic, process,
+    env, panic, process,
     sync::atomic::{
         AtomicBool,
         Ordering, //
@@ -62,8 +62,34 @@ fn skipped(payload: &(dyn Any + Send)) -> Option<&str> {
     payload.downcast_ref::<Skip>().map(|skip| skip.0.as_str())
 }
 
-/// Runs the cases, reports each, and ends the program.
+/// Returns those of the cases that the program's arguments name, or all if they name none.
+fn chosen(cases: &[Case]) -> Vec<Case> {
+    let names: Vec<String> = env::args()
+        .skip(1)
+        .filter(|word| !is_option(word))
+        .collect();
+    for name in &names {
+        if !cases.iter().any(|case| case.0 == name) {
+            println!("Bail out! there is no case {name}");
+            process::exit(1);
+        }
+    }
+    let is_chosen = |case: &&Case| names.is_empty() || names.iter().any(|name| case.0 == name);
+    cases.iter().filter(is_chosen).copied().collect()
+}
+
+fn is_option(word: &str) -> bool {
+    word.starts_with('-')
+}
+
+/// Returns whether the program was started with an option.
+pub fn has_option(option: &str) -> bool {
+    env::args().skip(1).any(|word| word == option)
+}
+
+/// Runs the cases that were asked for, reports each, and ends the program.
 pub fn run(cases: &[Case]) -> ! {
+    let cases = chosen(cases);
     let (mut failed, mut skips) = (0, 0);
 
     println!("1..{}", cases.len());

@@ -24,8 +24,10 @@ mod bindings {
 }
 mod area;
 mod bitmap;
+mod counter;
 mod dirty;
 mod errno;
+mod events;
 pub mod fixture;
 pub mod guest;
 pub mod guest_el2;
@@ -45,6 +47,7 @@ pub use bindings::{
     kvm_userspace_memory_region as Region1,
     kvm_userspace_memory_region2 as Region,
     KVM_CAP_USERFAULT,
+    KVM_EXIT_MMIO,
     KVM_MEMORY_EXIT_FLAG_USERFAULT,
     KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
@@ -52,7 +55,15 @@ pub use bindings::{
     KVM_MEM_USERFAULT, //
 };
 pub use bitmap::Bitmap;
+pub use counter::{
+    lateness,
+    Moment, //
+};
 pub use errno::Errno;
+pub use events::{
+    Counter,
+    Event, //
+};
 pub use nested::L2Table;
 pub use slot::{
     Backing,
@@ -70,6 +81,7 @@ pub use vm::{
     allow_tagged_pointers,
     host_page_size,
     system_capability,
+    without_interrupt_controller,
     BareVm,
     Exit,
     Vcpu,

@@ -102,6 +102,28 @@ fn free_hugetlb_pages() -> usize {
         .unwrap_or(0)
 }
 
+/// Copies a page in large words: libkvm's memcpy(), which guests have to be able to use, takes a
+/// byte after the other.
+///
+/// # Safety
+///
+/// `target` must be a page that does not overlap the content. A guest may access it at the same
+/// time and see any mix, which is no concern of this process.
+unsafe fn copy_page(content: &[u8], target: *mut u128) {
+    const UNROLLED: usize = 4;
+    let words = host_page_size() / size_of::<u128>();
+    assert_eq!(content.len(), host_page_size());
+    for line in (0..words).step_by(UNROLLED) {
+        for word in line..line + UNROLLED {
+            // SAFETY: The word is in the content, and in the page, which is aligned.
+            unsafe {
+                let content: *const u128 = content.as_ptr().cast();
+                ptr::write_volatile(target.add(word), content.add(word).read_unaligned());
+            }
+        }
+    }
+}
+
 /// A signal handler.
 extern "C" fn ignore(_signal: i32) {}
 
@@ -241,11 +263,17 @@ impl Slot {
 
     /// Fills a page.
     pub fn fill(&self, page: usize, content: &[u8]) {
-        assert_eq!(content.len(), host_page_size());
-        let target = self.word(page, 0).cast();
-        // SAFETY: The page belongs to the slot and does not overlap the content. The guest may
-        // access it at the same time and see any mix, which is no concern of this process.
-        unsafe { ptr::copy_nonoverlapping(content.as_ptr(), target, content.len()) }
+        // SAFETY: The page belongs to the slot and does not overlap the content.
+        unsafe { copy_page(content, self.word(page, 0).cast()) }
+    }
+
+    /// Fills a page of shared memory through another mapping than the one that KVM looks at.
+    pub fn fill_alias(&self, page: usize, content: &[u8]) {
+        // SAFETY: The VM has the slot.
+        let target = unsafe { bindings::addr_gpa2alias(self.vm.raw(), self.gpa(page)) };
+        assert!(!target.is_null(), "the memory is not shared");
+        // SAFETY: As for [`Slot::fill`].
+        unsafe { copy_page(content, target.cast()) }
     }
 
     /// Sets all tags of a page.

@@ -19,7 +19,7 @@ use std::{
     time::Duration, //
 };
 
-/// A userfaultfd that the missing pages of a slot's memory are registered with.
+/// A userfaultfd that a slot's memory is registered with.
 pub struct Uffd<'a> {
     file: File,
     slot: &'a Slot,
@@ -32,8 +32,19 @@ pub struct Fault {
 }
 
 impl<'a> Uffd<'a> {
-    /// Registers a slot's memory, or returns why that is not possible here.
+    /// Registers pages of a slot's memory that are missing, to be filled by [`Uffd::copy`], or
+    /// returns why that is not possible here.
     pub fn missing(slot: &'a Slot) -> Result<Self, Errno> {
+        Self::register(slot, bindings::LIBKVM_UFFDIO_REGISTER_MODE_MISSING)
+    }
+
+    /// Registers pages of a slot's shared memory that are there but not mapped, to be mapped by
+    /// [`Uffd::resume`], or returns why that is not possible here.
+    pub fn minor(slot: &'a Slot) -> Result<Self, Errno> {
+        Self::register(slot, bindings::LIBKVM_UFFDIO_REGISTER_MODE_MINOR)
+    }
+
+    fn register(slot: &'a Slot, mode: u32) -> Result<Self, Errno> {
         let flags = bindings::O_CLOEXEC | bindings::O_NONBLOCK;
         // SAFETY: The system call takes flags only.
         let fd = unsafe { bindings::syscall(bindings::SYS_userfaultfd.into(), flags) };
@@ -48,15 +59,20 @@ impl<'a> Uffd<'a> {
         };
         uffd.ioctl(bindings::LIBKVM_UFFDIO_API, &mut api)?;
         let mut register = bindings::uffdio_register {
-            range: bindings::uffdio_range {
-                start: slot.host_address(0),
-                len: (slot.pages() * host_page_size()) as u64,
-            },
-            mode: bindings::LIBKVM_UFFDIO_REGISTER_MODE_MISSING.into(),
+            range: uffd.range(0, slot.pages()),
+            mode: mode.into(),
             ..Default::default()
         };
         uffd.ioctl(bindings::LIBKVM_UFFDIO_REGISTER, &mut register)?;
         Ok(uffd)
+    }
+
+    /// Returns where pages are for the host.
+    fn range(&self, page: usize, pages: usize) -> bindings::uffdio_range {
+        bindings::uffdio_range {
+            start: self.slot.host_address(page),
+            len: (pages * host_page_size()) as u64,
+        }
     }
 
     /// Calls an ioctl of the userfaultfd.
@@ -67,15 +83,19 @@ impl<'a> Uffd<'a> {
         Errno::check(ret).map(|_| ())
     }
 
-    /// Returns the next fault, or [`None`] if there was none for a while.
-    pub fn wait(&self, timeout: Duration) -> Option<Fault> {
+    /// Returns the next fault, or [`None`] if there was none for a while. Without a timeout it waits
+    /// for ever.
+    pub fn wait(&self, timeout: impl Into<Option<Duration>>) -> Option<Fault> {
         let mut poll = bindings::pollfd {
             fd: self.file.as_raw_fd(),
             events: bindings::POLLIN as i16,
             revents: 0,
         };
+        let timeout = timeout
+            .into()
+            .map_or(-1, |timeout| timeout.as_millis() as i32);
         // SAFETY: There is one entry, as is said.
-        let ready = unsafe { bindings::poll(&mut poll, 1, timeout.as_millis() as i32) };
+        let ready = unsafe { bindings::poll(&mut poll, 1, timeout) };
         if ready <= 0 {
             return None;
         }
@@ -109,6 +129,18 @@ impl<'a> Uffd<'a> {
         match self.ioctl(bindings::LIBKVM_UFFDIO_COPY, &mut copy) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(error) => panic!("UFFDIO_COPY of page {page} failed: {error:?}"),
+        }
+    }
+
+    /// Maps a page as it is and wakes whoever waits for it. A page that is mapped already stays.
+    pub fn resume(&self, page: usize) {
+        let mut resume = bindings::uffdio_continue {
+            range: self.range(page, 1),
+            ..Default::default()
+        };
+        match self.ioctl(bindings::LIBKVM_UFFDIO_CONTINUE, &mut resume) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => panic!("UFFDIO_CONTINUE of page {page} failed: {error:?}"),
         }
     }
 }

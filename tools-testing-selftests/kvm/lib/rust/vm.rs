@@ -54,6 +54,12 @@ pub fn system_capability(capability: u32) -> u32 {
     unsafe { bindings::kvm_check_cap(capability.into()) }
 }
 
+/// Leaves the interrupt controller out of VMs that are created from now on.
+pub fn without_interrupt_controller() {
+    // SAFETY: This sets what libkvm reads when it creates a VM.
+    unsafe { bindings::test_disable_default_vgic() }
+}
+
 /// Calls an ioctl that reads `argument`, which has to be what the request wants, and returns what
 /// it returned.
 fn ioctl<T>(fd: i32, request: u32, argument: &T) -> Result<i32, Errno> {
@@ -383,15 +389,25 @@ pub struct BareVm(File);
 impl BareVm {
     /// Creates a VM whose memory the host cannot access, or returns why that is not possible here.
     pub fn protected() -> Result<Self, Errno> {
+        Self::of_type(bindings::LIBKVM_VM_TYPE_PROTECTED)
+    }
+
+    /// Creates a VM whose guest addresses have so many bits, or returns why that is not possible
+    /// here.
+    pub fn with_addresses(bits: u32) -> Result<Self, Errno> {
+        // KVM_VM_TYPE_ARM_IPA_SIZE().
+        Self::of_type(bits)
+    }
+
+    fn of_type(kind: u32) -> Result<Self, Errno> {
         let kvm = File::options()
             .read(true)
             .write(true)
             .open("/dev/kvm")
             .map_err(|_| Errno::last())?;
-        let kind = u64::from(bindings::LIBKVM_VM_TYPE_PROTECTED);
+        let (fd, request) = (kvm.as_raw_fd(), bindings::LIBKVM_CREATE_VM.into());
         // SAFETY: The request takes a number.
-        let fd =
-            unsafe { bindings::ioctl(kvm.as_raw_fd(), bindings::LIBKVM_CREATE_VM.into(), kind) };
+        let fd = unsafe { bindings::ioctl(fd, request, u64::from(kind)) };
         // SAFETY: The file descriptor is new and has no other owner.
         Errno::check(fd).map(|fd| Self(unsafe { File::from_raw_fd(fd) }))
     }
@@ -496,21 +512,34 @@ impl Vcpu {
 
     /// Runs the vCPU until it stops for a reason other than a signal.
     pub fn run(&mut self) -> Exit {
-        let vcpu = self.raw.as_ptr();
-        let (ret, errno) = loop {
+        let result = self.enter();
+        self.exit(result)
+    }
+
+    /// Calls KVM_RUN until it returns for a reason other than a signal, and leaves it at that, for
+    /// those who measure it.
+    #[inline]
+    pub fn enter(&mut self) -> Result<(), Errno> {
+        loop {
             // Not libkvm's function, which ends the program when the guest takes an exception.
             //
-            // SAFETY: The pointer is valid; the request wants no argument but zero.
-            let ret = unsafe { bindings::ioctl((*vcpu).fd, bindings::LIBKVM_RUN.into(), 0u64) };
-            let errno = Errno::last();
-            if ret == 0 || errno != Errno::EINTR {
-                break (ret, errno);
+            // SAFETY: The vCPU is valid; the request wants no argument but zero.
+            let ret =
+                unsafe { bindings::ioctl((*self.raw()).fd, bindings::LIBKVM_RUN.into(), 0u64) };
+            match Errno::check(ret) {
+                Err(Errno::EINTR) => {}
+                result => return result.map(|_| ()),
             }
-        };
+        }
+    }
+
+    /// Returns why [`Vcpu::enter`] has returned with this result.
+    fn exit(&self, result: Result<(), Errno>) -> Exit {
+        let vcpu = self.raw();
         // SAFETY: The pointers are valid, and KVM writes there only while the vCPU runs.
         let run = unsafe { &*(*vcpu).run };
 
-        if ret < 0 {
+        if let Err(errno) = result {
             if errno != Errno::EFAULT || run.exit_reason != bindings::KVM_EXIT_MEMORY_FAULT {
                 return Exit::Error {
                     errno,
