@@ -81,7 +81,7 @@ impl Backing {
             !hugetlb || free_hugetlb_pages() > 1
         });
         for backing in missing {
-            ktap::diagnostic(&format!("no {backing:?}: /proc/sys/vm/nr_hugepages is too small"));
+            ktap::diagnostic(&format!("no {backing:?}: raise /proc/sys/vm/nr_hugepages"));
         }
         available
     }
