@@ -38,8 +38,8 @@ impl Moment {
 }
 
 /// Returns by how many nanoseconds a thread was late at most, while `operation` ran, that the
-/// scheduler has to run as soon as its time has come: on one CPU that is how long the kernel did not
-/// let go of it. Returns why that is not possible here, otherwise.
+/// scheduler has to run as soon as its time has come: on one CPU that is how long the kernel did
+/// not let go of it. Returns why that is not possible here, otherwise.
 pub fn lateness(operation: impl FnOnce()) -> Result<f64, Errno> {
     const PERIOD: Duration = Duration::from_micros(100);
     let finished = AtomicBool::new(false);

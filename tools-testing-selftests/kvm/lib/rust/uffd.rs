@@ -83,8 +83,8 @@ impl<'a> Uffd<'a> {
         Errno::check(ret).map(|_| ())
     }
 
-    /// Returns the next fault, or [`None`] if there was none for a while. Without a timeout it waits
-    /// for ever.
+    /// Returns the next fault, or [`None`] if there was none for a while. Without a timeout it
+    /// waits for ever.
     pub fn wait(&self, timeout: impl Into<Option<Duration>>) -> Option<Fault> {
         let mut poll = bindings::pollfd {
             fd: self.file.as_raw_fd(),
