@@ -78,7 +78,7 @@ def send_patches(args):
             "nothing here sends mail. Add --dry-run to have the mails written to a folder;"
             " README.md says how you send them yourself."
         )
-    return send.dry_run(getattr(args, "from"), args.output)
+    return send.dry_run(args.source, args.output)
 
 
 def follow_base(args):
@@ -116,10 +116,11 @@ def program():
     one.add_argument("--output", metavar="DIR", help=f"default: {sign.SIGNED}")
     one = command(send_patches, "send", "write the mails that b4 would send, and prove them")
     one.add_argument("--dry-run", action="store_true", help="has to be given: nothing is sent")
-    one.add_argument("--from", metavar="DIR", help="default: the signed series, else patches/")
+    one.add_argument(
+        "--from", metavar="DIR", dest="source", help="default: the signed series, else patches/"
+    )
     one.add_argument("--output", metavar="DIR", help=f"default: {send.MAILS}")
     args = parser.parse_args()
-
     return args.function(args)
 
 

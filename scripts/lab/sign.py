@@ -84,8 +84,9 @@ def sign(output=None):
     folder = pathlib.Path(output or SIGNED).absolute()
     if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
         raise LabError(f"{folder} is not empty and not a signed series; name another folder")
-    tree.keep_own_work()
-    tree.make_base()
+    wrong = tree.check()
+    if wrong:
+        raise LabError("\n".join([*wrong, "nothing is signed: make these agree first"]))
     snippet = (REPO / tree.SNIPPET).read_text()
     title = snippet.partition("\n")[0]
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:

@@ -8,6 +8,7 @@ import unittest
 from unittest import mock
 
 import base
+import common
 import tree
 
 PACKAGE = {"release": "7.3", "package": "linux-source", "version": "7.3-1", "sha256": "0"}
@@ -66,6 +67,7 @@ class Small(unittest.TestCase):
             TREE=self.tree,
         )
         self.replace(base, PATCHES=self.patches)
+        self.replace(common, CACHE=self.root, LOGS=self.root / "log", say=mock.Mock())
         self.stack.enter_context(mock.patch.object(tree, "say"))
 
         self.patches.mkdir(parents=True)

@@ -38,7 +38,6 @@ class Send(small.Small):
         self.replace(send, MAILS=self.mails, say=mock.Mock())
         self.replace(sign, SIGNED=self.root / "signed")
         self.steps = self.stack.enter_context(mock.patch.object(send, "step", wraps=send.step))
-        self.stack.enter_context(mock.patch("common.say"))
 
     def read(self):
         """Returns the mails in order."""

@@ -160,6 +160,12 @@ class Signed(small.Small):
         self.assertFalse(old.exists())
         self.assertEqual(sign.latest(), sign.SIGNED)
 
+    def test_snippet_of_something_else(self):
+        """Nothing is signed where MAINTAINERS.snippet and the patch disagree."""
+        (self.repo / "MAINTAINERS.snippet").write_text("ANOTHER ENTRY\nS:\tMaintained\n\n")
+        self.assertRaisesRegex(LabError, "MAINTAINERS.snippet differs", sign.sign)
+        self.assertFalse(sign.SIGNED.exists())
+
     def test_out_of_date(self):
         """A signed copy of other patches is not taken for these."""
         self.assertIsNone(sign.latest())

@@ -3,11 +3,14 @@
 
 import contextlib
 import io
+import pathlib
+import sys
 import unittest
 from unittest import mock
 
 import base
 import rebase
+import series
 import small
 import track
 import tree
@@ -22,7 +25,6 @@ class Track(small.Small):
     def setUp(self):
         super().setUp()
         self.replace(track, say=mock.Mock())
-        self.stack.enter_context(mock.patch("common.say"))
         self.remote = self.root / "re mote"
         self.git("clone", "--quiet", "--branch=base", self.tree, self.remote)
         self.git("checkout", "--quiet", "-b", "next", tree=self.remote)
@@ -239,6 +241,28 @@ class Track(small.Small):
         pin = base.pinned()
         self.assertEqual((pin["release"], pin["version"]), ("7.3.9", "7.3.9-1"))
         self.assertEqual(pin["sha256"], base.sha256(self.root / "linux-source_7.3.9-1.deb"))
+
+
+class Tests(small.Small):
+    """scripts/test runs when the series was exported, and only then."""
+
+    def program(self, result, *words):
+        """Runs scripts/series track with a result of track(), and returns what else was run."""
+        argv = mock.patch.object(sys, "argv", ["series", "track", *words])
+        tracked = mock.patch.object(track, "track", return_value=result)
+        done = mock.Mock(returncode=3)
+        with argv, tracked, mock.patch("subprocess.run", return_value=done) as run:
+            return series.program(), [pathlib.Path(call.args[0][1]).name for call in run.mock_calls]
+
+    def test_after_an_export(self):
+        """The result is that of the tests."""
+        self.assertEqual(self.program((0, True)), (3, ["test.py"]))
+        self.assertEqual(self.program((0, True), "--no-test"), (0, []))
+
+    def test_without_an_export(self):
+        """What did not change is not tested again."""
+        self.assertEqual(self.program((0, False)), (0, []))
+        self.assertEqual(self.program((1, False)), (1, []))
 
 
 class Collisions(small.Small):

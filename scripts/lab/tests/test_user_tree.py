@@ -2,7 +2,6 @@
 """The series on a kernel tree of the user's, which stays as it is."""
 
 import unittest
-from unittest import mock
 
 import small
 import tree
@@ -16,7 +15,6 @@ class UserTree(small.Small):
 
     def setUp(self):
         super().setUp()
-        self.stack.enter_context(mock.patch("common.say"))
         self.user = self.root / "my kernel"
         self.git("clone", "--quiet", "--branch=base", self.tree, self.user)
         (self.user / "virt/kvm/kvm_main.c").write_text(UNRELATED)
