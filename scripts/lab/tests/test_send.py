@@ -44,35 +44,9 @@ class Send(small.Small):
         paths = sorted(self.mails.glob("*.eml"))
         return [email.message_from_bytes(path.read_bytes()) for path in paths]
 
-    def test_mails(self):
-        """A mail a patch and one for the cover letter, a thread, to whom get_maintainer says."""
-        code, text = run("send", "--dry-run")
-        self.assertEqual((code, "3 mails from" in text), (0, True), text)
-        cover, *patches = self.read()
-        self.assertIn("[PATCH RFC 0/2] A cover letter whose", cover["Subject"].replace("\n", ""))
-        self.assertIn("Its text.\n\n---\n", cover.get_payload())
-        for mail in (cover, *patches):
-            self.assertEqual(mail["To"], "Somebody <somebody@kernel.org>")
-            self.assertEqual(mail["Cc"], "kvm@vger.kernel.org")
-        self.assertEqual({mail["In-Reply-To"] for mail in patches}, {cover["Message-Id"]})
-        # The base is no commit that anybody else has.
-        self.assertNotIn("base-commit", cover.get_payload())
-
-    def test_nothing_is_sent(self):
-        """b4 send writes the mails and has no server to send them to; tree and patches stay."""
-        before = self.git("for-each-ref"), (self.tree / ".git/config").read_text(), tree.digest()
-        run("send", "--dry-run")
-        after = self.git("for-each-ref"), (self.tree / ".git/config").read_text(), tree.digest()
-        self.assertEqual((after, tree.check()), (before, []))
-        calls = [call for call in self.steps.mock_calls if "send" in call.args[1]]
-        self.assertEqual(len(calls), 1)
-        self.assertIn("--output-dir", calls[0].args[1])
-        environment = calls[0].kwargs["env"]
-        config = {
-            environment[f"GIT_CONFIG_KEY_{number}"]: environment[f"GIT_CONFIG_VALUE_{number}"]
-            for number in range(int(environment["GIT_CONFIG_COUNT"]))
-        }
-        self.assertEqual(config["sendemail.smtpserver"], "/bin/false")
+    def state(self):
+        """Returns what a dry run leaves alone: the tree's branches and settings, the patches."""
+        return self.git("for-each-ref"), (self.tree / ".git/config").read_text(), tree.digest()
 
     def test_without_dry_run(self):
         """Without --dry-run nothing is done."""
@@ -117,11 +91,53 @@ class Send(small.Small):
         code, text = run("send", "--dry-run", "--from", folder)
         self.assertEqual((code, text.count("Missing Signed-off-by")), (1, 2), text)
 
+    def test_folder_without_patches(self):
+        """A folder that holds no series is refused."""
+        with self.assertRaisesRegex(LabError, "does not hold patches"):
+            run("send", "--dry-run", "--from", pathlib.Path(self.root))
+
+
+class DryRun(unittest.TestCase):
+    """What one dry run has left."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.setup = Send()
+        cls.addClassCleanup(cls.setup.doCleanups)
+        cls.setup.setUp()
+        cls.before = cls.setup.state()
+        cls.code, cls.text = run("send", "--dry-run")
+
+    def test_mails(self):
+        """A mail a patch and one for the cover letter, a thread, to whom get_maintainer says."""
+        self.assertEqual((self.code, "3 mails from" in self.text), (0, True), self.text)
+        cover, *patches = self.setup.read()
+        self.assertIn("[PATCH RFC 0/2] A cover letter whose", cover["Subject"].replace("\n", ""))
+        self.assertIn("Its text.\n\n---\n", cover.get_payload())
+        for mail in (cover, *patches):
+            self.assertEqual(mail["To"], "Somebody <somebody@kernel.org>")
+            self.assertEqual(mail["Cc"], "kvm@vger.kernel.org")
+        self.assertEqual({mail["In-Reply-To"] for mail in patches}, {cover["Message-Id"]})
+        # The base is no commit that anybody else has.
+        self.assertNotIn("base-commit", cover.get_payload())
+
+    def test_nothing_is_sent(self):
+        """b4 send writes the mails and has no server to send them to; tree and patches stay."""
+        self.assertEqual((self.setup.state(), tree.check()), (self.before, []))
+        calls = [call for call in self.setup.steps.mock_calls if "send" in call.args[1]]
+        self.assertEqual(len(calls), 1)
+        self.assertIn("--output-dir", calls[0].args[1])
+        environment = calls[0].kwargs["env"]
+        config = {
+            environment[f"GIT_CONFIG_KEY_{number}"]: environment[f"GIT_CONFIG_VALUE_{number}"]
+            for number in range(int(environment["GIT_CONFIG_COUNT"]))
+        }
+        self.assertEqual(config["sendemail.smtpserver"], "/bin/false")
+
     def test_mail_that_is_lost_or_changed(self):
         """Mails that are not the series are noticed, whatever b4 am makes of them."""
-        run("send", "--dry-run")
         env = send.environment(tree.ROLE)
-        mails = sorted(self.mails.glob("*.eml"))
+        mails = sorted(self.setup.mails.glob("*.eml"))
         with self.assertRaisesRegex(LabError, "are not the series"):
             send.prove(mails[:2], env)
         text = mails[1].read_text()
@@ -130,11 +146,6 @@ class Send(small.Small):
             send.prove(mails, env)
         mails[1].write_text(text)
         send.prove(mails, env)
-
-    def test_folder_without_patches(self):
-        """A folder that holds no series is refused."""
-        with self.assertRaisesRegex(LabError, "does not hold patches"):
-            run("send", "--dry-run", "--from", pathlib.Path(self.root))
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ class Collisions(small.Small):
         """Git finds a conflict exactly where a hunk is named."""
         commit = self.git("rev-parse", f"{tree.BRANCH}^")
         self.git("checkout", "--quiet", "--detach", "base")
-        for number in range(9, 22):
+        for number in range(12, 19):
             for new in ("", f"line {number};\nmore;\n", f"more;\nline {number};\n", "other;\n"):
                 main = small.MAIN.replace(f"line {number};\n", new)
                 self.write("virt/kvm/kvm_main.c", main)
