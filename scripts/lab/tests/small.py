@@ -56,7 +56,7 @@ class Small(unittest.TestCase):
         self.stack = contextlib.ExitStack()
         self.addCleanup(self.stack.close)
         self.root = pathlib.Path(self.stack.enter_context(scratch()))
-        self.repo, self.tree = self.root / "repo", self.root / "linux"
+        self.repo, self.tree = self.root / "a repo", self.root / "linux"
         self.patches = self.repo / "patches"
         self.replace(
             tree,
