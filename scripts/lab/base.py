@@ -6,18 +6,37 @@ import os
 import re
 import shutil
 
-from common import CACHE, PATCHES, LabError, output, read_fields, say, step, succeeds
+from common import CACHE, LOGS, PATCHES, LabError
+from common import output, read_fields, say, step, succeeds, write_if_changed
 
 SOURCES = CACHE / "sources"
+
+
+def source_keys(fields):
+    """Returns the keys that name a base: a commit of the remote, or a Debian package."""
+    return ("commit",) if "commit" in fields else ("package", "version", "sha256")
 
 
 def pinned():
     """Returns what patches/base says."""
     fields = read_fields(PATCHES / "base")
-    for key in ("release", "package", "version", "sha256", "tree", "remote", "branch"):
+    for key in ("release", *source_keys(fields), "tree", "remote", "branch"):
         if key not in fields:
             raise LabError(f"{PATCHES / 'base'} has no line '{key}:'")
     return fields
+
+
+def pin(fields, path=None):
+    """Writes what describes a base, as patches/base by default."""
+    groups = {
+        "The kernel source that this series is on.": ("release", *source_keys(fields)),
+        "The git tree of that source as 'scripts/series apply' commits it.": ("tree",),
+        "Where the series is meant to go.": ("remote", "branch"),
+    }
+    lines = []
+    for comment, keys in groups.items():
+        lines += [f"# {comment}", *(f"{key}: {fields[key]}" for key in keys)]
+    write_if_changed(path or PATCHES / "base", "\n".join(lines) + "\n")
 
 
 def sha256(path):
@@ -26,24 +45,51 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def apt_update():
+def apt_update(*options):
     """Brings the package lists up to date."""
-    step("reading the archive's package lists", ["apt-get", "-q", "update"], "apt-update")
+    command = ["apt-get", "-q", *options, "update"]
+    try:
+        step("reading the archive's package lists", command, "apt-update")
+    except LabError:
+        if "is expired" not in (LOGS / "apt-update.log").read_text():
+            raise
+        say("this mirror is behind; taking its lists all the same, their signatures are checked")
+        command[2:2] = ["-o", "Acquire::Check-Valid-Until=false"]
+        step("reading the archive's package lists", command, "apt-update")
 
 
-def candidates():
+def development_archive():
+    """Returns apt's options for unstable and experimental, of which the toolchain knows nothing."""
+    targets = ["apt-get", "indextargets", "--format", "$(ORIGIN)/$(LABEL) $(REPO_URI)"]
+    mirrors = re.findall(r"^Debian/Debian (\S+)$", output(targets), re.MULTILINE)
+    if not mirrors:
+        raise LabError("apt knows no mirror of Debian here; run without --host-tools")
+    folder = CACHE / "apt"
+    (folder / "lists/partial").mkdir(parents=True, exist_ok=True)
+    suites = [f"deb {mirrors[0]} {suite} main\n" for suite in ("unstable", "experimental")]
+    write_if_changed(folder / "sources.list", "".join(suites))
+    options = {
+        "Dir::Etc::SourceList": folder / "sources.list",
+        "Dir::Etc::SourceParts": "-",
+        "Dir::State::Lists": folder / "lists",
+    }
+    return [f"-o{key}={value}" for key, value in options.items()]
+
+
+def candidates(*options):
     """Returns the kernel source packages that the archive has, as (name, version)."""
-    names = output(["apt-cache", "search", "--names-only", r"^linux-source-[0-9.]+$"])
+    cache = ["apt-cache", *options]
+    names = output([*cache, "search", "--names-only", r"^linux-source-[0-9.]+$"])
     found = []
     for name in sorted(line.split()[0] for line in names.splitlines()):
-        for line in output(["apt-cache", "madison", name]).splitlines():
+        for line in output([*cache, "madison", name]).splitlines():
             found.append((name, line.split("|")[1].strip()))
     return list(dict.fromkeys(found))
 
 
 def release_key(version):
-    """Orders package versions by the numbers in them, release candidates first."""
-    upstream = version.split("-")[0]
+    """Orders versions and releases by the numbers in them, release candidates first."""
+    upstream = version.replace("-rc", "~rc").split("-")[0]
     match = re.fullmatch(r"([0-9.]+)(?:~rc([0-9]+))?", upstream)
     if not match:
         return ((0,), 0)
@@ -111,7 +157,19 @@ def fetch():
     return target, name, version
 
 
-def download(name, version, target):
+def newest():
+    """Returns the newest kernel source of Debian, as (name, version, apt's options)."""
+    found = {}
+    for options in ((), development_archive()):
+        apt_update(*options)
+        found.update((item, options) for item in candidates(*options))
+    if not found:
+        raise LabError("the archive has no linux-source package; is the network there?")
+    name, version = max(found, key=lambda item: release_key(item[1]))
+    return name, version, found[name, version]
+
+
+def download(name, version, target, *options):
     """Downloads a package; what an interruption leaves is started anew."""
     if target.exists() and succeeds(["dpkg", "-I", target]):
         return
@@ -119,7 +177,8 @@ def download(name, version, target):
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     # apt drops to its own user for downloads, who cannot write here.
-    command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", f"{name}={version}"]
+    command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", *options, "download"]
+    command.append(f"{name}={version}")
     step(f"downloading {name} {version} (160 MiB)", command, "download", cwd=scratch)
     (package,) = scratch.glob("*.deb")
     os.replace(package, target)

@@ -1,12 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Moves the series between patches/ and a kernel git tree."""
+"""Moves the series between patches/ and a kernel git tree, follows its base, and
+prepares it for the mailing lists."""
 
 import argparse
+import subprocess
 import sys
 
+import send
+import sign
 import steps
+import track
 import tree
-from common import add_common_options, lock, main
+from common import LAB, LabError, add_common_options, lock, main
+
+
+@lock("linux")
+def apply_patches(args):
+    """Makes the tree from patches/."""
+    tree.apply(args.force)
+    print(f"{tree.TREE} is at branch {tree.BRANCH}, {len(tree.patch_files())} patches")
+    return 0
+
+
+@lock("linux")
+def export_patches(_):
+    """Writes patches/ and what mirrors them from the tree."""
+    if track.on_another_base():
+        raise LabError("the series is on another base: 'scripts/series track' exports it there")
+    patches, files = tree.export()
+    print(f"exported {patches} patches and {files} mirrored files")
+    return 0
 
 
 def build_each_patch():
@@ -21,34 +44,84 @@ def build_each_patch():
     return 1 if failed else 0
 
 
+@lock("linux")
+def check_patches(args):
+    """Says whether all agree."""
+    wrong = tree.check()
+    for sentence in wrong:
+        print(sentence, file=sys.stderr)
+    if wrong:
+        return 1
+    print(f"{len(tree.patch_files())} patches apply; mirrored folders and tree agree")
+    return build_each_patch() if args.full else 0
+
+
+@lock("linux")
+def sign_patches(args):
+    """Writes the signed copy."""
+    folder, (name, address), remarks = sign.sign(args.output)
+    for line in remarks:
+        print(line)
+    print(
+        f"{folder} holds the series as {name} <{address}> would send it. The Signed-off-by under"
+        " each patch certifies the Developer's Certificate of Origin"
+        " (Documentation/process/submitting-patches.rst): read the patches before you send them."
+    )
+    return 0
+
+
+@lock("linux")
+def send_patches(args):
+    """Prepares the mails; nothing here sends them."""
+    if not args.dry_run:
+        raise LabError(
+            "nothing here sends mail. Add --dry-run to have the mails written to a folder;"
+            " README.md says how you send them yourself."
+        )
+    return send.dry_run(args.source, args.output)
+
+
+def follow_base(args):
+    """Tries the series on what its base has become."""
+    with lock("linux"):
+        code, exported = track.track(args.remote, args.branch, args.dry_run)
+    if not exported or args.no_test:
+        return code
+    return subprocess.run([sys.executable, LAB / "test.py"], check=False).returncode
+
+
 def program():
     """Runs one command."""
     parser = argparse.ArgumentParser(prog="scripts/series", description=__doc__)
     add_common_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    apply = commands.add_parser("apply", help="make the kernel git tree from patches/")
-    apply.add_argument("--force", action="store_true", help="throw away work that is not exported")
-    commands.add_parser("export", help="write patches/ and the mirrored folders from the tree")
-    check = commands.add_parser("check", help="say whether patches, mirrored folders and tree agree")
-    check.add_argument("--full", action="store_true", help="build each patch as well (30 minutes)")
-    args = parser.parse_args()
 
-    with lock("linux"):
-        if args.command == "apply":
-            tree.apply(args.force)
-            print(f"{tree.TREE} is at branch {tree.BRANCH}, {len(tree.patch_files())} patches")
-        elif args.command == "export":
-            patches, files = tree.export()
-            print(f"exported {patches} patches and {files} mirrored files")
-        else:
-            wrong = tree.check()
-            for sentence in wrong:
-                print(sentence, file=sys.stderr)
-            if wrong:
-                return 1
-            print(f"{len(tree.patch_files())} patches apply; mirrored folders and tree agree")
-            return build_each_patch() if args.full else 0
-    return 0
+    def command(function, name, text):
+        """Adds a command."""
+        one = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        one.set_defaults(function=function)
+        return one
+
+    one = command(apply_patches, "apply", "make the kernel git tree from patches/")
+    one.add_argument("--force", action="store_true", help="throw away work that is not exported")
+    command(export_patches, "export", "write patches/ and the mirrored folders from the tree")
+    one = command(check_patches, "check", "say whether patches, mirrored folders and tree agree")
+    one.add_argument("--full", action="store_true", help="build each patch as well (30 minutes)")
+    one = command(follow_base, "track", "try the series on the newest base, and export it there")
+    one.add_argument("--remote", metavar="URL", help="default: what patches/base names")
+    one.add_argument("--branch", help="default: what patches/base names")
+    one.add_argument("--dry-run", action="store_true", help="only say what would become of it")
+    one.add_argument("--no-test", action="store_true", help="leave out scripts/test afterwards")
+    one = command(sign_patches, "sign", "copy the series with you as its author and signature")
+    one.add_argument("--output", metavar="DIR", help=f"default: {sign.SIGNED}")
+    one = command(send_patches, "send", "write the mails that b4 would send, and prove them")
+    one.add_argument("--dry-run", action="store_true", help="has to be given: nothing is sent")
+    one.add_argument(
+        "--from", metavar="DIR", dest="source", help="default: the signed series, else patches/"
+    )
+    one.add_argument("--output", metavar="DIR", help=f"default: {send.MAILS}")
+    args = parser.parse_args()
+    return args.function(args)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
 and what these do on machines. One line a check, and a count at the end."""
 
 import argparse
-import concurrent.futures
 import functools
-import os
+import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import time
 
+import checkpatch
 import kernel
 import ktap
 import machine
@@ -29,15 +30,6 @@ QUICK_MUTANTS = [
     "enable-invalidates-nothing",
     "disable-invalidates",
 ]
-
-# What checkpatch may say, and why that stays.
-CHECKPATCH_EXCEPTIONS = {
-    "Missing Signed-off-by: line(s)": "whoever sends the series signs it",
-    "does MAINTAINERS need updating?": "the last patch does so",
-    "arch/arm64/kvm/trace_arm.h:": "tracepoints are laid out like all others of that file",
-    "'inout' may be misspelled": "an operand of Rust's asm!()",
-    "'TGE' may be misspelled": "a bit of HCR_EL2",
-}
 
 
 class Passed(str):
@@ -117,26 +109,22 @@ def rustfmt(source):
         output([*command, *rust_files(source), crate / "main.rs"])
 
 
-def complaints(source, path):
-    """Runs checkpatch on a patch and returns what has no reason to stay."""
-    command = [source / "scripts/checkpatch.pl", "--strict", "--codespell", "--terse"]
-    result = subprocess.run(
-        [str(word) for word in [*command, "--no-summary", "--showfile", path]],
-        cwd=source,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = dict.fromkeys((result.stdout + result.stderr).splitlines())
-    expected = [line for line in lines if any(text in line for text in CHECKPATCH_EXCEPTIONS)]
-    return [f"{path.name}: {line}" for line in lines if line not in expected]
-
-
-def checkpatch(source):
+def checkpatch_remarks(source):
     """Runs checkpatch on each patch."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda path: complaints(source, path), tree.patch_files())
-        return "\n".join(line for lines in found for line in lines)
+    return "\n".join(checkpatch.remarks(source, tree.patch_files()))
+
+
+def maintainers(source):
+    """Compares the entry in MAINTAINERS and its place with what parse-maintainers.pl makes."""
+    entry = (REPO / tree.SNIPPET).read_text()
+    with tempfile.TemporaryDirectory() as scratch:
+        words = ["--order", f"--input={source / 'MAINTAINERS'}"]
+        words += [f"--output={scratch}/whole", f"--section={scratch}/section"]
+        output([source / "scripts/parse-maintainers.pl", *words])
+        sorted_text = pathlib.Path(scratch, "whole").read_text()
+    text = (source / "MAINTAINERS").read_text()
+    places = [one.partition(entry)[2].partition("\n")[0] for one in (text, sorted_text)]
+    return "" if places[0] and places[0] == places[1] else f"the entry is out of order: {places}"
 
 
 def kernel_warnings(source, build):
@@ -253,7 +241,8 @@ def program():
     check("patches apply, mirrored folders agree", series_check)
     check("Rust is formatted", lambda: rustfmt(source))
     check("the core agrees with the oracle", lambda: Passed(oracle.compare(source)))
-    check("patches pass checkpatch --strict", lambda: checkpatch(source))
+    check("patches pass checkpatch --strict", lambda: checkpatch_remarks(source))
+    check("MAINTAINERS is in order", lambda: maintainers(source))
 
     # What several checks use is built when the first of them runs.
     build = functools.cache(lambda: kernel.kernel(source, "4k", args.jobs))

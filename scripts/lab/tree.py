@@ -10,7 +10,8 @@ import subprocess
 import tempfile
 
 import base
-from common import CACHE, LOGS, PATCHES, REPO, LabError, lock, output, say, step, succeeds, tail
+from common import CACHE, LAB, LOGS, PATCHES, REPO, LabError
+from common import lock, output, say, step, succeeds, tail
 
 TREE = CACHE / "linux"
 BRANCH = "series"
@@ -18,12 +19,17 @@ BRANCH = "series"
 BASE_DATE = "2026-01-01T00:00:00Z"
 ROLE = ("KVM userfault series", "series@kvm-userfault.invalid")
 
+# What the tree holds after work on the series.
+UNEXPORTED = "commits that are not exported"
+
 # Where the files that the series adds are shown in the repo.
 MIRRORS = {
     "arch/arm64/kvm/": "arch-arm64-kvm/",
     "tools/testing/selftests/": "tools-testing-selftests/",
     "Documentation/": "Documentation/",
 }
+# What the series adds to MAINTAINERS.
+SNIPPET = "MAINTAINERS.snippet"
 FORMAT = [
     "--no-signature",
     "--zero-commit",
@@ -37,76 +43,119 @@ FORMAT = [
 ]
 
 
-def environment(date=None):
+def environment(date=None, identity=ROLE, author=None, index=None, config=None):
     """Returns variables under which git does the same for every user."""
+    author, config = author or identity, config or {}
     env = {
         **os.environ,
-        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_GLOBAL": str(LAB / "gitconfig"),
         "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_COUNT": "2",
-        "GIT_CONFIG_KEY_0": "safe.directory",
-        "GIT_CONFIG_VALUE_0": "*",
-        "GIT_CONFIG_KEY_1": "gc.auto",
-        "GIT_CONFIG_VALUE_1": "0",
-        "GIT_COMMITTER_NAME": ROLE[0],
-        "GIT_COMMITTER_EMAIL": ROLE[1],
-        "GIT_AUTHOR_NAME": ROLE[0],
-        "GIT_AUTHOR_EMAIL": ROLE[1],
+        "GIT_CONFIG_COUNT": str(len(config)),
+        "GIT_COMMITTER_NAME": identity[0],
+        "GIT_COMMITTER_EMAIL": identity[1],
+        "GIT_AUTHOR_NAME": author[0],
+        "GIT_AUTHOR_EMAIL": author[1],
     }
+    for number, (key, value) in enumerate(config.items()):
+        env[f"GIT_CONFIG_KEY_{number}"], env[f"GIT_CONFIG_VALUE_{number}"] = key, value
+    if index:
+        env["GIT_INDEX_FILE"] = str(index)
     if date:
         env["GIT_COMMITTER_DATE"] = env["GIT_AUTHOR_DATE"] = date
     return env
 
 
-def git(*words, tree=None, date=None):
+def git(*words, tree=None, **context):
     """Runs git in a tree, the series' own by default, and returns what it printed."""
-    return output(["git", "-C", tree or TREE, *words], env=environment(date)).rstrip("\n")
+    return output(["git", "-C", tree or TREE, *words], env=environment(**context)).rstrip("\n")
 
 
-def patch_files():
-    """Returns the patches in order."""
-    return sorted(PATCHES.glob("[0-9][0-9][0-9][0-9]-*.patch"))
+def patch_files(folder=None):
+    """Returns the patches of a folder in order."""
+    return sorted((folder or PATCHES).glob("[0-9][0-9][0-9][0-9]-*.patch"))
 
 
-def cover_file():
+def cover_file(folder=None):
     """Returns the cover letter; by its name 'git am patches/*.patch' leaves it out."""
-    return PATCHES / "0000-cover-letter.txt"
+    return (folder or PATCHES) / "0000-cover-letter.txt"
 
 
 def digest():
-    """Returns a checksum of the patches."""
+    """Returns a checksum of the patches and of the base they name."""
     state = hashlib.sha256()
-    for path in patch_files():
+    for path in [PATCHES / "base", *patch_files()]:
         state.update(path.read_bytes())
     return state.hexdigest()
 
 
+def made_for_file():
+    """Returns the file that says which tree the base stands for, where that left the archive."""
+    return TREE / ".git" / "kvm-userfault-base"
+
+
 def have_base():
-    """Says whether the tree with its base commit is complete."""
-    return succeeds(
-        ["git", "-C", TREE, "rev-parse", "--verify", "--quiet", "refs/heads/base"],
-        env=environment(),
-    )
+    """Says whether the tree has the base that patches/base names."""
+    if not tip("base"):
+        return False
+    have = [git("rev-parse", "base^{tree}")]
+    have += made_for_file().read_text().split() if made_for_file().exists() else []
+    return base.pinned()["tree"] in have
 
 
-def make_base():
-    """Makes the tree with the base as its first commit, once."""
+def commit_source(package, name, version):
+    """Commits a kernel source package and returns the commit, the same wherever it is made."""
+    scratch, index = TREE.with_name("linux.new"), TREE.with_name("linux.index")
+    base.unpack(package, scratch)
+    say("committing the base (30 seconds)")
+    index.unlink(missing_ok=True)
+    repository = ["--git-dir", TREE / ".git", "--work-tree", "."]
+    git(*repository, "add", "--all", "--force", tree=scratch, index=index)
+    content = git("write-tree", index=index)
+    index.unlink()
+    shutil.rmtree(scratch)
+    return git("commit-tree", content, "-m", f"{name} {version}", date=BASE_DATE)
+
+
+def fetch_commit(remote, commit):
+    """Fetches a commit of the remote, unless it is there."""
+    if not succeeds(["git", "-C", TREE, "cat-file", "-e", commit], env=environment()):
+        words = ["fetch", "--quiet", "--no-tags", "--depth=1", remote, commit]
+        step(f"fetching {remote}", ["git", "-C", TREE, *words], "fetch", env=environment())
+    return commit
+
+
+def make_base(force=False):
+    """Makes the base a commit of the tree, anew when patches/base names another."""
     if have_base():
         return
-    package, name, version = base.fetch()
-    scratch = TREE.with_name("linux.new")
-    base.unpack(package, scratch)
-    git("init", "--quiet", "--initial-branch=base", tree=scratch)
-    say("committing the base (30 seconds)")
-    git("add", "--all", "--force", tree=scratch)
-    git("commit", "--quiet", f"--message={name} {version}", tree=scratch, date=BASE_DATE)
-    have, want = git("rev-parse", "HEAD^{tree}", tree=scratch), base.pinned()["tree"]
-    if have != want:
-        say(f"this base differs from the pinned one: its tree is {have}, not {want}")
+    keep_own_work(force)
+    TREE.mkdir(parents=True, exist_ok=True)
+    git("init", "--quiet", "--initial-branch=base")
     for key, value in zip(("user.name", "user.email"), ROLE):
-        git("config", key, value, tree=scratch)
-    shutil.rmtree(TREE, ignore_errors=True)
-    scratch.replace(TREE)
+        git("config", key, value)
+    pin = base.pinned()
+    if "commit" in pin:
+        commit = fetch_commit(pin["remote"], pin["commit"])
+    else:
+        commit = commit_source(*base.fetch())
+    have = git("rev-parse", f"{commit}^{{tree}}")
+    if have != pin["tree"]:
+        say(f"this base differs from the pinned one: its tree is {have}, not {pin['tree']}")
+        made_for_file().write_text(f"{pin['tree']}\n")
+    set_base(commit)
+
+
+def set_base(commit):
+    """Makes a commit the base, and shows it where there is no series yet."""
+    git("update-ref", "refs/heads/base", commit)
+    if not tip():
+        git("checkout", "--quiet", "--force", "base")
+
+
+def is_ancestor(one, other):
+    """Says whether a commit has another as its descendant."""
+    words = ["merge-base", "--is-ancestor", one, other]
+    return succeeds(["git", "-C", TREE, *words], env=environment())
 
 
 def applied_file():
@@ -131,20 +180,25 @@ def applying_file():
     return TREE / ".git" / "kvm-userfault-applying"
 
 
+def abort_am(tree):
+    """Ends what is left of a 'git am' that was killed."""
+    (tree / ".git" / "index.lock").unlink(missing_ok=True)
+    if (tree / ".git" / "rebase-apply").exists():
+        git("am", "--abort", tree=tree)
+
+
 def recover():
     """Undoes what a run has left that was killed while it applied patches."""
     if not applying_file().exists():
         return
-    (TREE / ".git" / "index.lock").unlink(missing_ok=True)
-    if (TREE / ".git" / "rebase-apply").exists():
-        git("am", "--abort")
+    abort_am(TREE)
     git("checkout", "--quiet", "--force", BRANCH if tip() else "base")
     applying_file().unlink()
 
 
 def own_work():
     """Returns what the tree holds that the patches do not, in words, or nothing."""
-    if not have_base() or not tip():
+    if not tip():
         return ""
     recover()
     if git("status", "--porcelain"):
@@ -154,13 +208,23 @@ def own_work():
     state = applied_file()
     if state.exists() and state.read_text().split()[1:] == [tip()]:
         return ""
-    return "commits that are not exported"
+    return UNEXPORTED
 
 
-def am(tree, patches, three_way=False):
+def keep_own_work(force=False, but=""):
+    """Refuses to go on where the tree holds what the patches do not; returns it if forced."""
+    work = own_work()
+    if work and work != but and not force:
+        raise LabError(
+            f"{TREE} holds {work}. Save it with 'scripts/series export', or throw it away"
+            " with 'scripts/series apply --force'."
+        )
+    return work
+
+
+def am(tree, patches, *options, identity=ROLE):
     """Applies patches with git am and commits that have the same ids everywhere."""
-    command = ["git", "-C", tree, "am", "--quiet", "--committer-date-is-author-date"]
-    command += ["--3way"] if three_way else []
+    command = ["git", "-C", tree, "am", "--quiet", "--committer-date-is-author-date", *options]
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / "am.log"
     with open(log, "w", encoding="utf-8") as out:
@@ -169,7 +233,7 @@ def am(tree, patches, three_way=False):
             stdout=out,
             stderr=subprocess.STDOUT,
             check=False,
-            env=environment(),
+            env=environment(identity=identity),
         )
     if result.returncode:
         failed = git("am", "--show-current-patch=raw", tree=tree)
@@ -183,18 +247,13 @@ def am(tree, patches, three_way=False):
 
 def apply(force=False):
     """Makes the branch hold exactly the patches; keeps work of its own unless forced."""
-    make_base()
+    make_base(force)
     recover()
     state = applied_file()
     if state.exists() and tip() and state.read_text().split() == [digest(), tip()]:
         if not own_work():
             return
-    work = own_work()
-    if work and not force:
-        raise LabError(
-            f"{TREE} holds {work}. Save it with 'scripts/series export', or throw it away"
-            " with 'scripts/series apply --force'."
-        )
+    work = keep_own_work(force)
     say(f"applying {len(patch_files())} patches to {TREE}")
     if work:
         # Nothing is lost for good: the reflog of the branch still names it.
@@ -220,6 +279,12 @@ def ready():
         else:
             apply()
     return TREE
+
+
+def borrow_objects(repository):
+    """Lets a git repository of the lab use the objects of the series' tree."""
+    with open(repository / ".git/objects/info/alternates", "a", encoding="utf-8") as alternates:
+        alternates.write(f"{TREE / '.git/objects'}\n")
 
 
 def user_tree(path):
@@ -251,7 +316,15 @@ def user_tree(path):
         state.unlink(missing_ok=True)
         say(f"applying {len(patch_files())} patches to {head[:12]}")
         git("checkout", "--quiet", "--force", "-B", "kvm-userfault", head, tree=clone)
-        am(clone, patch_files(), three_way=True)
+        try:
+            am(clone, patch_files(), "--3way")
+        except LabError as error:
+            if "sha1 information is lacking" not in str(error):
+                raise
+            # A shallow clone may not have what the patches were made on, but the lab does.
+            make_base()
+            borrow_objects(clone)
+            am(clone, patch_files(), "--3way")
         state.write_text(f"{digest()} {head}\n")
     return clone
 
@@ -270,9 +343,18 @@ def added_files(tree, first="base", last="HEAD"):
     return names.splitlines()
 
 
+def added_lines(name, tree, first="base", last="HEAD"):
+    """Returns the lines that the series adds to a file."""
+    diff = git("diff", "--unified=0", "--no-renames", first, last, "--", name, tree=tree)
+    return "".join(f"{line}\n" for line in re.findall(r"^\+(?!\+\+ )(.*)", diff, re.MULTILINE))
+
+
 def expected_mirrors(tree, first="base", last="HEAD"):
-    """Returns what the mirrored folders must hold, as {path in the repo: bytes}."""
+    """Returns what the repo must show of the patches, as {path in the repo: bytes}."""
     expected = {}
+    entry = added_lines("MAINTAINERS", tree, first, last)
+    if entry:
+        expected[SNIPPET] = entry.encode()
     for name in added_files(tree, first, last):
         mirror = mirror_of(name)
         if mirror:
@@ -287,8 +369,10 @@ def expected_mirrors(tree, first="base", last="HEAD"):
 
 
 def actual_mirrors():
-    """Returns what the mirrored folders hold; pages of our own are directly in Documentation."""
+    """Returns what the repo shows of the patches, but not its own pages in Documentation."""
     actual = {}
+    if (REPO / SNIPPET).exists():
+        actual[SNIPPET] = (REPO / SNIPPET).read_bytes()
     for folder in MIRRORS.values():
         for path in sorted((REPO / folder).rglob("*")):
             name = str(path.relative_to(REPO))
@@ -297,22 +381,24 @@ def actual_mirrors():
     return actual
 
 
-def cover_text():
+def cover_text(folder=None):
     """Returns the cover letter's subject and text, without what format-patch adds."""
-    text = cover_file().read_text()
-    head, _, body = text.partition("\n\n")
+    path = cover_file(folder)
+    head, _, body = path.read_text().partition("\n\n")
     subject = re.search(r"^Subject: (?:\[.*?\] )?(.*(?:\n .*)*)", head, re.MULTILINE)
     if not subject:
-        raise LabError(f"{cover_file()} has no Subject")
-    body = re.split(rf"^{re.escape(ROLE[0])} \(\d+\):$", body, maxsplit=1, flags=re.MULTILINE)[0]
+        raise LabError(f"{path} has no Subject")
+    # What format-patch adds begins with the authors and their patches.
+    body = re.split(r"^\S.* \(\d+\):\n(?=  )", body, maxsplit=1, flags=re.MULTILINE)[0]
     return re.sub(r"\n ", " ", subject[1]) + "\n\n" + body.rstrip() + "\n"
 
 
-def format_patches(directory):
-    """Writes the branch as patches into a directory."""
-    date = git("log", "-1", "--format=%aI", BRANCH)
-    git("config", f"branch.{BRANCH}.description", cover_text())
-    git("format-patch", *FORMAT, "--output-directory", directory, f"base..{BRANCH}", date=date)
+def format_patches(directory, tree=None, identity=ROLE):
+    """Writes the branch of a tree as patches into a directory."""
+    date = git("log", "-1", "--format=%aI", BRANCH, tree=tree)
+    git("config", f"branch.{BRANCH}.description", cover_text(), tree=tree)
+    words = [*FORMAT, "--output-directory", directory, f"base..{BRANCH}"]
+    git("format-patch", *words, tree=tree, date=date, identity=identity)
     cover = pathlib.Path(directory) / "0000-cover-letter.patch"
     cover.rename(cover.with_name(cover_file().name))
 
@@ -355,24 +441,16 @@ def touched_files():
     return sorted(names)
 
 
-def apply_to_scratch(scratch):
-    """Applies the patches to a copy of just the base's files that they touch."""
+def copy_base(scratch):
+    """Makes a tree of just the base's files that the patches touch."""
     git("init", "--quiet", "--initial-branch=base", tree=scratch)
-    there = set(git("ls-tree", "-r", "--name-only", "base", "--", *touched_files()).splitlines())
-    for name in there:
-        path = pathlib.Path(scratch) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        blob = subprocess.run(
-            ["git", "-C", str(TREE), "show", f"base:{name}"],
-            capture_output=True,
-            check=True,
-            env=environment(),
-        )
-        path.write_bytes(blob.stdout)
-    git("add", "--all", "--force", tree=scratch)
+    borrow_objects(pathlib.Path(scratch))
+    files = git("ls-tree", "-r", "base", "--", *touched_files())
+    index = ["git", "-C", scratch, "update-index", "--index-info"]
+    output(index, input=files + "\n", env=environment())
+    git("checkout-index", "--all", tree=scratch)
     git("commit", "--quiet", "--message=base", tree=scratch, date=BASE_DATE)
-    git("checkout", "--quiet", "-b", "check", tree=scratch)
-    am(scratch, patch_files())
+    git("checkout", "--quiet", "-b", BRANCH, tree=scratch)
 
 
 def check():
@@ -381,7 +459,8 @@ def check():
     wrong = []
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         try:
-            apply_to_scratch(scratch)
+            copy_base(scratch)
+            am(scratch, patch_files())
         except LabError as error:
             return [str(error).replace(f" to {scratch}", " to the base")]
         expected, actual = expected_mirrors(scratch), actual_mirrors()

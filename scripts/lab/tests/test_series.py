@@ -1,75 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Patches, mirrored folders and tree: every difference between them is noticed.
+"""Patches, mirrored folders and tree: every difference between them is noticed."""
 
-Works on a small tree and a small repo of its own.
-"""
-
-import contextlib
-import pathlib
-import tempfile
+import shutil
 import unittest
 from unittest import mock
 
+import base
+import small
 import tree
 from common import LabError
 
-COVER = """\
-From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
-From: KVM userfault series <series@kvm-userfault.invalid>
-Date: Thu, 1 Jan 2026 00:00:00 +0000
-Subject: [RFC PATCH 0/1] A cover letter whose subject is so long that it has to
- be continued
 
-Its text.
-"""
-
-
-class Series(unittest.TestCase):
-    """A series of one patch that adds a file and changes another."""
-
-    def setUp(self):
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        root = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        self.repo, self.tree = root / "repo", root / "linux"
-        self.patches = self.repo / "patches"
-        for name, value in {
-            "CACHE": root,
-            "LOGS": root / "log",
-            "REPO": self.repo,
-            "PATCHES": self.patches,
-            "TREE": self.tree,
-        }.items():
-            stack.enter_context(mock.patch.object(tree, name, value))
-        stack.enter_context(mock.patch.object(tree, "say"))
-        self.git = lambda *words: tree.git(*words, date=tree.BASE_DATE)
-
-        self.patches.mkdir(parents=True)
-        (self.patches / "0000-cover-letter.txt").write_text(COVER)
-        self.write("MAINTAINERS", "old\n")
-        self.git("init", "--quiet", "--initial-branch=base")
-        self.commit("base")
-        self.git("checkout", "--quiet", "-b", tree.BRANCH)
-        self.write("arch/arm64/kvm/new.rs", "// New.\n")
-        self.write("MAINTAINERS", "new\n")
-        self.commit("Add a file")
-        tree.export()
-
-    def write(self, name, text):
-        """Writes a file of the tree."""
-        path = self.tree / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    def commit(self, message):
-        """Commits all that is in the tree."""
-        self.git("add", "--all")
-        self.git("commit", "--quiet", f"--message={message}")
+class Series(small.Small):
+    """The series as it was exported, and what may become of it."""
 
     def test_export_and_check_agree(self):
         """What was exported has nothing wrong."""
         self.assertEqual(tree.check(), [])
-        self.assertTrue((self.patches / "0001-Add-a-file.patch").exists())
+        self.assertTrue((self.patches / "0001-KVM-Add-a-file.patch").exists())
         self.assertEqual((self.repo / "arch-arm64-kvm/new.rs").read_text(), "// New.\n")
 
     def test_cover_letter_is_kept(self):
@@ -77,7 +25,7 @@ class Series(unittest.TestCase):
         first = tree.cover_file().read_text()
         self.assertIn("so long that it has\n to be continued\n", first)
         self.assertIn("\nIts text.\n", first)
-        self.assertIn("2 files changed", first)
+        self.assertIn("3 files changed", first)
         tree.export()
         self.assertEqual(tree.cover_file().read_text(), first)
 
@@ -98,28 +46,73 @@ class Series(unittest.TestCase):
 
     def test_work_that_is_not_exported(self):
         """Uncommitted changes and unexported commits are named, and apply refuses to lose them."""
-        self.write("MAINTAINERS", "newer\n")
+        self.write("virt/kvm/kvm_main.c", "newer\n")
         self.assertEqual(tree.own_work(), "uncommitted changes")
         self.commit("More")
         self.assertEqual(tree.own_work(), "commits that are not exported")
         with self.assertRaisesRegex(LabError, "commits that are not exported"):
             tree.apply()
         tree.apply(force=True)
-        self.assertEqual((self.tree / "MAINTAINERS").read_text(), "new\n")
+        self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
         self.assertEqual(tree.own_work(), "")
 
     def test_patch_that_does_not_apply(self):
         """A patch against other content is named, and the tree stays as it was."""
-        path = self.patches / "0001-Add-a-file.patch"
-        path.write_text(path.read_text().replace("-old", "-other"))
+        path = self.patches / "0001-KVM-Add-a-file.patch"
+        path.write_text(path.read_text().replace("-line 15", "-other"))
         (wrong,) = tree.check()
-        self.assertIn("'Add a file' does not apply", wrong)
+        self.assertIn("'KVM: Add a file' does not apply", wrong)
         before = tree.tip()
-        with self.assertRaisesRegex(LabError, "'Add a file' does not apply"):
+        with self.assertRaisesRegex(LabError, "'KVM: Add a file' does not apply"):
             tree.apply()
         self.assertEqual(tree.tip(), before)
         self.assertEqual(tree.own_work(), "")
 
+    def test_snippet(self):
+        """MAINTAINERS.snippet is what the series adds to MAINTAINERS, and a difference is named."""
+        snippet = self.repo / "MAINTAINERS.snippet"
+        self.assertEqual(snippet.read_text(), small.ENTRY)
+        snippet.write_text(f"{small.ENTRY}M:\tA Person <person@kernel.org>\n")
+        wrong = ["MAINTAINERS.snippet differs from what the patches produce"]
+        self.assertEqual(tree.check(), wrong)
+
+    def test_another_base(self):
+        """The tree takes the base that patches/base names, and keeps work that is not exported."""
+        self.git("checkout", "--quiet", "-b", "newer", "base")
+        self.write("Makefile", small.MAKEFILE.replace("SUBLEVEL = 0", "SUBLEVEL = 1"))
+        self.commit("Linux 7.3.1")
+        newer = self.git("rev-parse", "newer")
+        self.git("checkout", "--quiet", tree.BRANCH)
+        self.pin(newer, release="7.3.1", commit=newer)
+        self.write("Makefile", "mine\n")
+        with self.assertRaisesRegex(LabError, "uncommitted changes"):
+            tree.apply()
+        self.assertNotEqual(tree.tip("base"), newer)
+        self.git("checkout", "--quiet", "Makefile")
+        tree.apply()
+        self.assertEqual(tree.tip("base"), newer)
+        self.assertTrue(tree.is_ancestor("base", tree.BRANCH))
+        self.assertEqual(tree.check(), [])
+
+    def test_base_of_a_package(self):
+        """A tree that is not there is made from the source package."""
+        source = self.root / "source"
+        self.tree.rename(source)
+        self.git("checkout", "--quiet", "base", tree=source)
+        (source / "scripts/checkpatch.pl").unlink()
+
+        def unpack(_, folder):
+            """Unpacks what stands for the package."""
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".git"))
+
+        package = mock.Mock(return_value=("linux.deb", "linux-source", "7.3-1"))
+        self.replace(base, fetch=package, unpack=unpack)
+        tree.apply()
+        self.assertEqual(self.git("log", "-1", "--format=%s", "base"), "linux-source 7.3-1")
+        self.assertEqual(self.git("rev-list", "--count", f"base..{tree.BRANCH}"), "2")
+        tree.apply()
+        # It is not quite what patches/base names, but what there is: not to be made each time.
+        package.assert_called_once()
 
     def test_killed_while_applying(self):
         """What a run leaves that is killed in the middle of 'git am' is no work of the user's."""
@@ -128,11 +121,11 @@ class Series(unittest.TestCase):
         (self.tree / ".git/rebase-apply").mkdir()
         (self.tree / ".git/rebase-apply/applying").touch()
         (self.tree / ".git/rebase-apply/abort-safety").write_text("")
-        self.write("MAINTAINERS", "half\n")
+        self.write("virt/kvm/kvm_main.c", "half\n")
         with mock.patch.object(tree, "git", wraps=tree.git) as git:
             self.assertEqual(tree.own_work(), "")
-        self.assertIn(mock.call("am", "--abort"), git.mock_calls)
-        self.assertEqual((self.tree / "MAINTAINERS").read_text(), "new\n")
+        self.assertIn(mock.call("am", "--abort", tree=self.tree), git.mock_calls)
+        self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
 
 
 if __name__ == "__main__":

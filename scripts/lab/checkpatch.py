@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs checkpatch on patches."""
+
+import concurrent.futures
+import functools
+import os
+import subprocess
+
+UNSIGNED = "Missing Signed-off-by: line(s)"
+# What checkpatch may say, and why that stays.
+EXCEPTIONS = {
+    UNSIGNED: "whoever sends the series signs it",
+    "does MAINTAINERS need updating?": "the last patch does so",
+    "arch/arm64/kvm/trace_arm.h:": "tracepoints are laid out like all others of that file",
+    "'inout' may be misspelled": "an operand of Rust's asm!()",
+    "'TGE' may be misspelled": "a bit of HCR_EL2",
+}
+
+
+def unexpected(lines, signed=False):
+    """Returns the remarks that have no reason to stay."""
+    exceptions = [text for text in EXCEPTIONS if not (signed and text == UNSIGNED)]
+    return [line for line in lines if not any(text in line for text in exceptions)]
+
+
+def patch_remarks(source, signed, path):
+    """Runs checkpatch on a patch and returns what has no reason to stay."""
+    command = [source / "scripts/checkpatch.pl", "--strict", "--codespell", "--terse"]
+    result = subprocess.run(
+        [str(word) for word in [*command, "--no-summary", "--showfile", path]],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = dict.fromkeys((result.stdout + result.stderr).splitlines())
+    return [f"{path.name}: {line}" for line in unexpected(lines, signed)]
+
+
+def remarks(source, patches, signed=False):
+    """Runs checkpatch of a kernel tree on patches and returns what has no reason to stay."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(functools.partial(patch_remarks, source, signed), patches)
+        return [line for lines in found for line in lines]

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Prepares the mails of the series with b4, and proves that they are the series.
+
+Nothing here sends mail. b4 works on a clone of its own, without network, and
+with /bin/false where it would look for a mail server.
+"""
+
+import email
+import email.header
+import email.utils
+import mailbox
+import pathlib
+import re
+import shutil
+import textwrap
+
+import base
+import checkpatch
+import sign
+import tree
+from common import CACHE, PATCHES, LabError, say, step
+
+CLONE = CACHE / "send" / "linux"
+MAILS = CACHE / "send" / "mails"
+HOME = CACHE / "send" / "home"
+BRANCH = "b4/kvm-userfault"
+B4 = ["b4", "--no-interactive", "--offline-mode", "--no-stdin"]
+# b4's own template without base-commit: a base from a Debian package is no commit of anybody else.
+COVER = """\
+${cover}
+
+---
+${shortlog}
+
+${diffstat}
+---
+change-id: ${change_id}
+${prerequisites}
+Best regards,
+--\N{SPACE}
+${signature}
+"""
+
+
+def environment(identity):
+    """Returns variables under which b4 does the same for every user."""
+    config = {
+        "user.name": identity[0],
+        "user.email": identity[1],
+        "sendemail.smtpserver": "/bin/false",
+        "b4.prep-cover-strategy": "branch-description",
+        # b4's own default has --mailback, under which a missing sign-off can go unnoticed.
+        "b4.prep-perpatch-check-cmd": "scripts/checkpatch.pl -q --terse --no-summary --showfile",
+    }
+    if "commit" not in base.pinned():
+        config["b4.prep-cover-template"] = str(HOME / "cover")
+    home = {"HOME": str(HOME), "XDG_DATA_HOME": str(HOME), "XDG_CACHE_HOME": str(HOME)}
+    return tree.environment(identity=identity, config=config) | home
+
+
+def clone():
+    """Makes b4's clone of the tree, or brings it up to date; its branch stays."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    (HOME / "cover").write_text(COVER)
+    if not (CLONE / ".git").exists():
+        words = ["git", "clone", "--quiet", "--shared", "--no-checkout", tree.TREE, CLONE]
+        step("cloning the tree for b4", words, "send-clone", env=tree.environment())
+    tree.abort_am(CLONE)
+    tree.git("fetch", "--quiet", "origin", "base", tree=CLONE)
+    tree.git("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD", tree=CLONE)
+    tree.git("branch", "--force", "--no-track", "base", "HEAD", tree=CLONE)
+
+
+def prepare(folder, env):
+    """Makes the b4 branch from a folder's patches and cover letter, with To and Cc."""
+
+    def b4(what, *words):
+        """Runs b4 as a step and returns its log."""
+        log = f"b4-{words[1].strip('-')}"
+        return step(what, [*B4, *words], log, cwd=CLONE, env=env).read_text(errors="replace")
+
+    tree.git("checkout", "--quiet", "base", tree=CLONE)
+    if not tree.git("config", "--default", "", f"branch.{BRANCH}.b4-tracking", tree=CLONE):
+        tree.git("update-ref", "-d", f"refs/heads/{BRANCH}", tree=CLONE)
+        b4("making the b4 branch", "prep", "--new", BRANCH.removeprefix("b4/"), "-f", "base")
+    tree.git("checkout", "--quiet", "-B", BRANCH, "base", tree=CLONE)
+    tree.am(CLONE, tree.patch_files(folder))
+    text = tree.cover_text(folder)
+    tree.git("config", f"branch.{BRANCH}.description", text, tree=CLONE)
+    subject = re.search(r"^Subject: \[(.*?)PATCH", tree.cover_file(folder).read_text(), re.M)
+    prefixes = subject[1].split() if subject else []
+    b4("setting its prefixes", "prep", "--set-prefixes", *(prefixes or [""]))
+    b4("asking get_maintainer for To and Cc (30 seconds)", "prep", "--auto-to-cc")
+    log = b4("running b4 prep --check (one minute)", "prep", "--check", "--no-cache")
+    return re.findall(r"checkpatch\.pl: (.*)", re.sub(r"\x1b\[[0-9;]*m", "", log))
+
+
+def write_mails(folder, env):
+    """Writes the mails to a folder and returns them in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("[0-9][0-9][0-9][0-9]-*.eml"):
+        path.unlink()
+    words = [*B4, "send", "--no-sign", "--output-dir", folder]
+    step("writing the mails", words, "b4-send", cwd=CLONE, env=env)
+    return sorted(folder.glob("[0-9][0-9][0-9][0-9]-*.eml"))
+
+
+def content(commit):
+    """Returns a branch of the clone as (tree, authors and messages)."""
+    log = tree.git("log", "--format=%an <%ae>%n%B", f"base..{commit}", tree=CLONE)
+    return tree.git("rev-parse", f"{commit}^{{tree}}", tree=CLONE), log
+
+
+def prove(mails, env):
+    """Applies the mails with b4 am and b4 shazam, which both have to give the branch."""
+    scratch = HOME / "prove"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    thread = mailbox.mbox(scratch / "thread")
+    for path in mails:
+        thread.add(path.read_bytes())
+    thread.close()
+    wanted = content(BRANCH)
+    for name in ("am", "shazam"):
+        tree.git("checkout", "--quiet", "--detach", "base", tree=CLONE)
+        words = [*B4, name, "--use-local-mbox", scratch / "thread"]
+        words += ["--outdir", scratch] if name == "am" else []
+        step(f"applying the mails with b4 {name}", words, f"b4-{name}", cwd=CLONE, env=env)
+        if name == "am":
+            tree.am(CLONE, scratch.glob("*.mbx"))
+        if content("HEAD") != wanted:
+            raise LabError(f"the mails, applied with b4 {name}, are not the series they came from")
+    tree.git("checkout", "--quiet", BRANCH, tree=CLONE)
+
+
+def recipients(mail, name):
+    """Returns the people and lists in a mail's To or Cc."""
+    header = email.message_from_bytes(mail.read_bytes())[name] or ""
+    words = str(email.header.make_header(email.header.decode_header(header)))
+    return [person or address for person, address in email.utils.getaddresses([words])]
+
+
+def dry_run(source=None, folder=None):
+    """Writes the mails, proves them, and returns 1 where checkpatch has a remark."""
+    if not source:
+        tree.keep_own_work()
+    source = pathlib.Path(source) if source else sign.latest() or PATCHES
+    folder = pathlib.Path(folder or MAILS).absolute()
+    patches = tree.patch_files(source)
+    if not patches or not tree.cover_file(source).exists():
+        raise LabError(f"{source} does not hold patches and {tree.cover_file().name}")
+    identity = sign.author(tree.cover_file(source))
+    if identity == tree.ROLE:
+        say("these patches are not signed: 'scripts/series sign' makes them yours")
+    tree.make_base()
+    env = environment(identity)
+    clone()
+    remarks = prepare(source, env)
+    mails = write_mails(folder, env)
+    if len(mails) != len(patches) + 1:
+        raise LabError(f"b4 wrote {len(mails)} mails for {len(patches)} patches and a cover letter")
+    prove(mails, env)
+    remarks = checkpatch.unexpected(remarks, signed=identity != tree.ROLE)
+    report(source, mails, remarks, identity)
+    return 1 if remarks else 0
+
+
+def report(source, mails, remarks, identity):
+    """Shows what would be sent."""
+    for name in ("To", "Cc"):
+        found = ", ".join(recipients(mails[0], name))
+        print(textwrap.fill(f"{name}: {found}", 96, subsequent_indent="    "))
+    for line in remarks:
+        print(f"checkpatch: {line}")
+    print(f"{len(mails)} mails from {source} are in {mails[0].parent}.")
+    print("b4 am and b4 shazam make of them what the patches make. Nothing was sent.")
+    if identity != tree.ROLE:
+        print(f"In {CLONE}, 'b4 prep --edit-cover' trims To and Cc,")
+        print("and 'b4 send' is yours to run.")

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Signs the series: a copy of patches/ with a submitter as its author."""
+
+import email
+import email.header
+import email.utils
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+import checkpatch
+import tree
+from common import CACHE, REPO, LabError, read_fields
+
+SIGNED = CACHE / "signed"
+# Says which patches a folder is the signed copy of.
+STATE = "signed"
+# Those who share an address or have none cannot certify anything.
+ROLES = {"admin", "administrator", "bot", "ci", "maintainer", "maintainers", "nobody", "root"}
+NO_PERSON = re.compile(r"no-?reply|\[bot\]|[@.](invalid|localhost|localdomain|local)$")
+HOW = (
+    "Say who you are with\n"
+    "  git config --global user.name 'Your Name'\n"
+    "  git config --global user.email you@your.domain\n"
+    "and run this again."
+)
+
+
+def submitter():
+    """Returns name and address of the user, who has to be a person."""
+    # From scripts/lab/enter, as the toolchain's git does not know the host's configuration.
+    match = re.fullmatch(r"(.*) <(.*)> \d+ \S+", os.environ.get("KVM_USERFAULT_SUBMITTER", ""))
+    name, address = match.groups() if match else ("", "")
+    if not name or not address:
+        raise LabError(f"git does not know your name and address. {HOW}")
+    local, _, domain = address.lower().partition("@")
+    if (
+        ROLES & {name.lower(), local}
+        or "." not in domain
+        or NO_PERSON.search(address.lower())
+        or tree.ROLE[0] == name
+    ):
+        raise LabError(
+            f"{name} <{address}> is a role. A Signed-off-by certifies the Developer's Certificate"
+            f" of Origin, and only a person with an address that takes mail can do that. {HOW}"
+        )
+    return name, address
+
+
+def author(path):
+    """Returns name and address in the From of a patch or cover letter."""
+    message = email.message_from_bytes(path.read_bytes())
+    words = str(email.header.make_header(email.header.decode_header(message["From"])))
+    return email.utils.parseaddr(words)
+
+
+def with_maintainer(text, title, identity):
+    """Returns MAINTAINERS with a person in the entry of a title, if it is there and has nobody."""
+    name, address = identity
+    if re.search(r'[().,:;"@]', name):
+        name = '"' + name.replace('"', "") + '"'
+    entry, line = re.escape(title), f"M:\t{name} <{address}>\n"
+    return re.sub(rf"^{entry}\n(?!M:)", lambda match: match[0] + line, text, flags=re.MULTILINE)
+
+
+def sign_patch(scratch, path, title, identity):
+    """Applies and signs a patch, and puts the submitter where the role was."""
+    tree.am(scratch, [path], "--signoff", identity=identity)
+    maintainers = pathlib.Path(scratch) / "MAINTAINERS"
+    if maintainers.exists():
+        maintainers.write_text(with_maintainer(maintainers.read_text(), title, identity))
+    date = tree.git("log", "-1", "--format=%aI", tree=scratch)
+    words = ["commit", "--quiet", "--all", "--amend", "--no-edit"]
+    # The work of another person stays that person's.
+    words += ["--reset-author"] if author(path) == tree.ROLE else []
+    tree.git(*words, tree=scratch, date=date, identity=identity)
+
+
+def sign(output=None):
+    """Writes a signed copy of patches/ and returns (folder, submitter, checkpatch's remarks)."""
+    identity = submitter()
+    folder = pathlib.Path(output or SIGNED).absolute()
+    if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
+        raise LabError(f"{folder} is not empty and not a signed series; name another folder")
+    wrong = tree.check()
+    if wrong:
+        raise LabError("\n".join([*wrong, "nothing is signed: make these agree first"]))
+    snippet = (REPO / tree.SNIPPET).read_text()
+    title = snippet.partition("\n")[0]
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        tree.copy_base(scratch)
+        for path in tree.patch_files():
+            sign_patch(scratch, path, title, identity)
+        new = pathlib.Path(scratch) / ".git" / "signed"
+        tree.format_patches(new, scratch, identity)
+        (new / tree.SNIPPET).write_text(with_maintainer(snippet, title, identity))
+        (new / STATE).write_text(f"patches: {tree.digest()}\n")
+        remarks = checkpatch.remarks(tree.TREE, tree.patch_files(new), signed=True)
+        unsigned = [line for line in remarks if re.search(r"sign(ed)?-off", line, re.IGNORECASE)]
+        if unsigned:
+            raise LabError("checkpatch does not accept the signature:\n" + "\n".join(unsigned))
+        for path in tree.patch_files(folder):
+            path.unlink()
+        shutil.copytree(new, folder, dirs_exist_ok=True)
+    return folder, identity, remarks
+
+
+def latest():
+    """Returns the folder of the signed series, or nothing where there is none."""
+    if not SIGNED.exists():
+        return None
+    if read_fields(SIGNED / STATE)["patches"] != tree.digest():
+        raise LabError(
+            f"{SIGNED} is the signed copy of other patches than patches/ holds now: run"
+            " 'scripts/series sign' again, or name the folder to take with --from"
+        )
+    return SIGNED

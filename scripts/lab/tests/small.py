@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A small kernel tree with a series of two patches, and a small repo, for tests to work on."""
+
+import contextlib
+import pathlib
+import tempfile
+import unittest
+from unittest import mock
+
+import base
+import common
+import tree
+
+PACKAGE = {"release": "7.3", "package": "linux-source", "version": "7.3-1", "sha256": "0"}
+COVER = """\
+From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
+From: KVM userfault series <series@kvm-userfault.invalid>
+Date: Thu, 1 Jan 2026 00:00:00 +0000
+Subject: [RFC PATCH 0/1] A cover letter whose subject is so long that it has to
+ be continued
+
+Its text.
+"""
+MAKEFILE = "VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 0\nEXTRAVERSION =\n"
+MAIN = "".join(f"line {number};\n" for number in range(1, 31))
+MAINTAINERS = (
+    "Maintainers List\n================\n\nA FIRST ENTRY\nL:\tlist@kernel.org\nS:\tMaintained\n\n"
+    "THE REST\nM:\tSomebody <somebody@kernel.org>\nS:\tMaintained\nF:\t*\n"
+)
+ENTRY = "KVM IN RUST\nL:\tkvm@vger.kernel.org\nS:\tMaintained\n\n"
+# Stand-ins for the kernel's scripts, with the one property that a test needs.
+CHECKPATCH = """\
+#!/bin/sh
+for last; do :; done
+[ -f "$last" ] || last=/dev/stdin
+grep -q ^Signed-off-by: "$last" || echo "1: ERROR: Missing Signed-off-by: line(s)"
+"""
+GET_MAINTAINER = """\
+#!/bin/sh
+case " $* " in
+*" --nol "*) echo "Somebody <somebody@kernel.org>" ;;
+*) echo "kvm@vger.kernel.org" ;;
+esac
+"""
+
+
+def scratch():
+    """Returns a folder for the time of a test."""
+    return tempfile.TemporaryDirectory()
+
+
+class Small(unittest.TestCase):
+    """One patch changes a file and adds another, one adds an entry to MAINTAINERS."""
+
+    def setUp(self):
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.stack.close)
+        self.root = pathlib.Path(self.stack.enter_context(scratch()))
+        self.repo, self.tree = self.root / "a repo", self.root / "linux"
+        self.patches = self.repo / "patches"
+        self.replace(
+            tree,
+            CACHE=self.root,
+            LOGS=self.root / "log",
+            REPO=self.repo,
+            PATCHES=self.patches,
+            TREE=self.tree,
+        )
+        self.replace(base, PATCHES=self.patches)
+        self.replace(common, CACHE=self.root, LOGS=self.root / "log", say=mock.Mock())
+        self.stack.enter_context(mock.patch.object(tree, "say"))
+
+        self.patches.mkdir(parents=True)
+        (self.patches / "0000-cover-letter.txt").write_text(COVER)
+        self.write("Makefile", MAKEFILE)
+        self.write("MAINTAINERS", MAINTAINERS)
+        self.write("virt/kvm/kvm_main.c", MAIN)
+        self.write("scripts/checkpatch.pl", CHECKPATCH).chmod(0o755)
+        self.write("scripts/get_maintainer.pl", GET_MAINTAINER).chmod(0o755)
+        self.git("init", "--quiet", "--initial-branch=base")
+        self.commit("base")
+        self.pin("base")
+        self.git("checkout", "--quiet", "-b", tree.BRANCH)
+        self.write("arch/arm64/kvm/new.rs", "// New.\n")
+        self.write("virt/kvm/kvm_main.c", MAIN.replace("line 15;", "line 15, with userfault;"))
+        self.commit("KVM: Add a file\n\nAssisted-by: LLM")
+        self.write("MAINTAINERS", MAINTAINERS.replace("THE REST", f"{ENTRY}THE REST"))
+        self.commit("MAINTAINERS: Add an entry\n\nAssisted-by: LLM")
+        tree.export()
+
+    def replace(self, module, **values):
+        """Gives names of a module other values during a test."""
+        for name, value in values.items():
+            self.stack.enter_context(mock.patch.object(module, name, value))
+
+    def git(self, *words, **context):
+        """Runs git with a date that is always the same."""
+        return tree.git(*words, date=tree.BASE_DATE, **context)
+
+    def pin(self, ref, **fields):
+        """Makes patches/base name a commit of the tree."""
+        content = self.git("rev-parse", f"{ref}^{{tree}}")
+        remote = {"remote": str(self.root / "nowhere"), "branch": "next"}
+        base.pin(PACKAGE | remote | {"tree": content} | fields)
+
+    def write(self, name, text):
+        """Writes a file of the tree."""
+        path = self.tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def commit(self, message):
+        """Commits all that is in the tree."""
+        self.git("add", "--all")
+        self.git("commit", "--quiet", f"--message={message}")

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The series on a kernel tree of the user's, which stays as it is."""
+
+import unittest
+
+import small
+import tree
+from common import LabError
+
+UNRELATED = small.MAIN.replace("line 2;", "line two;\nand more;")
+
+
+class UserTree(small.Small):
+    """A checkout with unrelated changes in the files that the series touches."""
+
+    def setUp(self):
+        super().setUp()
+        self.user = self.root / "my kernel"
+        self.git("clone", "--quiet", "--branch=base", self.tree, self.user)
+        (self.user / "virt/kvm/kvm_main.c").write_text(UNRELATED)
+        (self.user / "MAINTAINERS").write_text(f"A new line.\n{small.MAINTAINERS}")
+        self.git("commit", "--quiet", "--all", "--message=Unrelated", tree=self.user)
+
+    def check(self, user, main=UNRELATED):
+        """Applies the series to a tree and looks at what came of it."""
+        before = self.git("for-each-ref", tree=user), self.git("status", "--short", tree=user)
+        clone = tree.user_tree(user)
+        expected = main.replace("line 15;", "line 15, with userfault;")
+        self.assertEqual((clone / "virt/kvm/kvm_main.c").read_text(), expected)
+        self.assertEqual(self.git("rev-list", "--count", "HEAD~2..", tree=clone), "2")
+        after = self.git("for-each-ref", tree=user), self.git("status", "--short", tree=user)
+        self.assertEqual(after, before)
+
+    def test_unrelated_changes_and_a_space(self):
+        """Unrelated changes are merged, and the path may have a space."""
+        self.check(self.user)
+
+    def test_git_am(self):
+        """'git am patches/*.patch' alone does as well."""
+        self.git("am", "--quiet", *tree.patch_files(), tree=self.user)
+        self.assertIn("with userfault", (self.user / "virt/kvm/kvm_main.c").read_text())
+
+    def test_shallow_clone(self):
+        """A shallow clone is enough, even where it lacks what a three-way merge needs."""
+        shallow = self.root / "shallow"
+        self.git("clone", "--quiet", "--depth=1", f"file://{self.user}", shallow)
+        self.check(shallow)
+        near = UNRELATED.replace("line 13;", "line thirteen;")
+        (shallow / "virt/kvm/kvm_main.c").write_text(near)
+        self.git("commit", "--quiet", "--all", "--message=More", tree=shallow)
+        self.check(shallow, near)
+
+    def test_worktree(self):
+        """A worktree is a checkout as well."""
+        work = self.root / "work"
+        self.git("worktree", "add", "--quiet", work, tree=self.user)
+        self.check(work)
+
+    def test_dirty_tree(self):
+        """Uncommitted changes are refused, and stay."""
+        (self.user / "Makefile").write_text("mine\n")
+        with self.assertRaisesRegex(LabError, "uncommitted changes: commit or stash them first"):
+            tree.user_tree(self.user)
+        self.assertEqual((self.user / "Makefile").read_text(), "mine\n")
+
+    def test_conflict(self):
+        """A patch that does not fit is named."""
+        text = UNRELATED.replace("line 15;", "line fifteen;")
+        (self.user / "virt/kvm/kvm_main.c").write_text(text)
+        self.git("commit", "--quiet", "--all", "--message=Related", tree=self.user)
+        with self.assertRaisesRegex(LabError, "'KVM: Add a file' does not apply"):
+            tree.user_tree(self.user)
+
+    def test_no_tree(self):
+        """A folder that is no kernel, or no git checkout, is refused."""
+        with self.assertRaisesRegex(LabError, "not a kernel source tree"):
+            tree.user_tree(self.root)
+        (self.user / ".git").rename(self.root / "elsewhere")
+        with self.assertRaisesRegex(LabError, "not a git checkout"):
+            tree.user_tree(self.user)
+
+
+if __name__ == "__main__":
+    unittest.main()
