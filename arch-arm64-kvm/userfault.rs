@@ -41,6 +41,7 @@ pub mod slot;
 mod kunit;
 
 use crate::{
+    bitmap::Bitmap,
     commit::{
         Change,
         Invalidation, //
@@ -48,6 +49,11 @@ use crate::{
     size::{
         MapSize,
         Sizes, //
+    },
+    slot::{
+        Gfn,
+        Pages,
+        Slot, //
     },
 };
 
@@ -87,13 +93,15 @@ pub unsafe extern "C" fn kvm_userfault_map_size(
     gfn: u64,
     size: u64,
 ) -> u64 {
-    let slot = bitmap::UserfaultSlot::new(bitmap, base_gfn, npages);
+    let slot = Slot::new(Gfn(base_gfn), npages);
+    let bitmap = Bitmap::new(bitmap);
     let is_clear = |count| {
-        let Some(pages) = slot.slot.block(slot::Gfn(gfn), count) else {
+        let Some(pages) = slot.block(Gfn(gfn), count) else {
             return false;
         };
+        let read = |start, bytes: &mut [u8]| bitmap.read(start, bytes);
         // A bitmap that cannot be read may have any mark.
-        let is_clear = marks::are_clear(pages, |start, bytes| slot.read(start, bytes)) == Ok(true);
+        let is_clear = marks::are_clear(pages, read) == Ok(true);
 
         // As in kvm_slot_test_userfault(): whoever sees a mark clear must see what the VMM did
         // before it. C looks at the host's page tables next.
@@ -148,17 +156,18 @@ pub unsafe extern "C" fn kvm_userfault_unmap_marked(
     base_gfn: u64,
     npages: u64,
 ) -> bool {
-    let slot = bitmap::UserfaultSlot::new(bitmap, base_gfn, npages);
+    let slot = Slot::new(Gfn(base_gfn), npages);
+    let bitmap = Bitmap::new(bitmap);
     let skip = |page| {
         // SAFETY: The VM is valid by the safety requirements.
-        let gfn = unsafe { bindings::kvm_userfault_skip_unmapped(kvm, slot.slot.gfn(page).0) };
+        let gfn = unsafe { bindings::kvm_userfault_skip_unmapped(kvm, slot.gfn(page).0) };
         gfn.saturating_sub(base_gfn)
     };
-    let read = |start, bytes: &mut [u8]| slot.read(start, bytes);
-    let unmap = |pages: slot::Pages| {
-        let gfn = slot.slot.gfn(pages.first).0;
+    let read = |start, bytes: &mut [u8]| bitmap.read(start, bytes);
+    let unmap = |pages: Pages| {
+        let gfn = slot.gfn(pages.first).0;
         // SAFETY: The VM is valid by the safety requirements.
         unsafe { bindings::kvm_userfault_unmap(kvm, gfn, pages.count()) };
     };
-    commit::unmap_marked(slot.slot.pages(), skip, read, unmap).is_ok()
+    commit::unmap_marked(slot.pages(), skip, read, unmap).is_ok()
 }

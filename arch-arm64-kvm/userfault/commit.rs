@@ -81,9 +81,7 @@ pub(crate) fn unmap_marked<E>(
         }
 
         pages = marks.read(pages, &mut read)?;
-        let mut runs = 0_u64;
-        marks.for_each_run(|_| runs = runs.saturating_add(1));
-        if runs.saturating_mul(PAGES_PER_RUN) > marks.pages().count() {
+        if marks.runs().saturating_mul(PAGES_PER_RUN) > marks.pages().count() {
             unmap(marks.pages());
         } else {
             marks.for_each_run(&mut unmap);

@@ -127,8 +127,9 @@ mod decisions {
             left = rest.unwrap_or(Pages { first: 0, end: 0 });
             assert_eq!(marks.pages().first, seen);
 
+            let mut runs = 0;
             marks.for_each_run(|run| {
-                any = true;
+                runs += 1;
                 assert!(seen <= run.first && run.first < run.end);
                 assert!((seen..run.first).all(|page| !is_marked(page)));
                 assert!((run.first..run.end).all(is_marked));
@@ -136,6 +137,8 @@ mod decisions {
                 seen = run.end;
             });
             assert!((seen..marks.pages().end).all(|page| !is_marked(page)));
+            assert_eq!(marks.runs(), runs);
+            any |= runs != 0;
             seen = marks.pages().end;
         }
         assert_eq!(seen, pages.end);
@@ -188,10 +191,7 @@ mod decisions {
     fn block_is_within_the_slot() {
         for base in 0..9 {
             for count in 0..20 {
-                let slot = Slot {
-                    base: Gfn(base),
-                    count,
-                };
+                let slot = Slot::new(Gfn(base), count);
                 for gfn in base..base + count {
                     let first = gfn / 4 * 4;
                     let inside = base <= first && first + 4 <= base + count;

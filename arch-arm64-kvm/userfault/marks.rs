@@ -6,7 +6,8 @@ use crate::slot::Pages;
 
 /// The marks of some pages.
 pub struct Marks {
-    /// The bitmap from the 64-bit word on that has the mark of the first page.
+    /// The bitmap from the 64-bit word on that has the mark of the first page, without marks of
+    /// other pages.
     words: [[u8; 8]; Self::WORDS],
     pages: Pages,
 }
@@ -42,6 +43,7 @@ impl Marks {
         self.pages = Pages { end, ..pages };
         let bytes = self.words.as_flattened_mut();
         read(start, bytes.get_mut(..length as usize).unwrap_or_default())?;
+        self.forget_others();
         Ok(Pages {
             first: end,
             end: pages.end,
@@ -53,26 +55,49 @@ impl Marks {
         self.pages
     }
 
-    /// Returns the marks in words, each with the page that has its mark in the lowest bit. What is
-    /// not one of these pages is not marked.
-    fn words(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    /// Clears the marks of what is not one of the pages.
+    fn forget_others(&mut self) {
         let Pages { first, end } = self.pages;
-        let mut next = word_of(first);
+        let keep = |word: Option<&mut [u8; 8]>, ours: u64| {
+            if let Some(word) = word {
+                *word = (u64::from_le_bytes(*word) & ours).to_le_bytes();
+            }
+        };
+        let last = end.saturating_sub(1);
+        let words_before_last = last.saturating_sub(word_of(first)) / 64;
+
+        keep(self.words.first_mut(), u64::MAX << (first & 63));
+        keep(
+            self.words.get_mut(words_before_last as usize),
+            u64::MAX >> (63 - (last & 63)),
+        );
+    }
+
+    /// Returns the marks in words, each with the page that has its mark in the lowest bit.
+    fn words(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut next = word_of(self.pages.first);
 
         self.words.iter().map_while(move |word| {
             let page = next;
-            next = page.wrapping_add(64);
-            if page >= end {
-                return None;
-            }
-            let ours = lowest(end.saturating_sub(page)) & !lowest(first.saturating_sub(page));
-            Some((page, u64::from_le_bytes(*word) & ours))
+            next = page.saturating_add(64);
+            (page < self.pages.end).then(|| (page, u64::from_le_bytes(*word)))
         })
     }
 
     /// Returns whether none of the pages is marked.
     pub fn are_clear(&self) -> bool {
         self.words().all(|(_, word)| word == 0)
+    }
+
+    /// Returns how many runs of marked pages there are.
+    pub fn runs(&self) -> u64 {
+        let mut last = 0;
+
+        self.words().fold(0, |runs: u64, (_, word)| {
+            let begins = word & !(word << 1 | last);
+            last = word >> 63;
+            runs.saturating_add(begins.count_ones().into())
+        })
     }
 
     /// Calls `visit` for each run of marked pages, in order.
@@ -103,11 +128,6 @@ impl Marks {
 /// Returns the first of the pages that have their marks in the same 64-bit word as `page`.
 const fn word_of(page: u64) -> u64 {
     page & !63
-}
-
-/// Returns a word with its lowest `count` bits set.
-fn lowest(count: u64) -> u64 {
-    !u64::MAX.checked_shl(count.min(64) as u32).unwrap_or(0)
 }
 
 /// Returns whether none of `pages` is marked, reading as [`Marks::read`] does.

@@ -25,13 +25,16 @@ impl Pages {
 /// Where a slot is in the guest's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
-    /// Its first page.
-    pub base: Gfn,
-    /// How many pages it has.
-    pub count: u64,
+    base: Gfn,
+    count: u64,
 }
 
 impl Slot {
+    /// Creates a slot of `count` pages, of which the first is `base`.
+    pub const fn new(base: Gfn, count: u64) -> Self {
+        Self { base, count }
+    }
+
     /// Returns all of its pages.
     pub const fn pages(self) -> Pages {
         Pages {

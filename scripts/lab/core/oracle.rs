@@ -95,10 +95,7 @@ fn pages(range: &Range<u64>) -> Pages {
 
 /// Returns the slot as the core has it.
 fn slot(world: &World) -> Slot {
-    Slot {
-        base: Gfn(world.base),
-        count: world.count,
-    }
+    Slot::new(Gfn(world.base), world.count)
 }
 
 /// Marks are read part by part, and the runs of a part are those of its marked pages.
@@ -121,6 +118,7 @@ pub fn marks(world: &World, mut left: Range<u64>) {
 
         let mut answer = Vec::new();
         marks.for_each_run(|run| answer.push(run.first..run.end));
+        assert_eq!(marks.runs(), answer.len() as u64);
         assert_eq!(answer, runs(world, part.clone()));
         assert_eq!(
             marks.are_clear(),

@@ -1,14 +1,16 @@
 /*
  * KVM userfault: enable, disable and re-arm while vCPUs fault.
  *
- * A memslot has two pages, which stage 2 maps one by one or, without the flag,
- * as a block.  The VMM has a thread for ioctls, and one that marks, drops and
+ * A memslot has two pages, which stage 2 maps one by one or as a block: with the
+ * flag, where none is marked.  The VMM has a thread for ioctls, and one that marks, drops and
  * supplies pages.  Processes run forever.  Memory is sequentially consistent
  * here: the litmus tests show what the barriers are for.
  *
  * Each of these macros breaks something, for which an assertion must fail:
- *   NO_LATE_READ, NO_RETRY, BLOCK_DESPITE_FLAG		in a fault
+ *   NO_LATE_READ, NO_RETRY				in a fault
+ *   BLOCK_DESPITE_MARK, BLOCK_BEFORE_SNAPSHOT		in its sizing
  *   INVALIDATE_BEFORE_SWAP, INVALIDATE_BEFORE_GRACE	in an enable
+ *   MARKS_BEFORE_SWAP					in what it unmaps
  *   INVALIDATE_ON_DISABLE, NO_GRACE_ON_DISABLE		in a disable
  *   GRACE_UNDER_LOCK					in both: a deadlock
  *   DROP_BEFORE_MARK, CLEAR_BEFORE_FILL		in the VMM
@@ -61,11 +63,17 @@ inline kvm_handle_userfault(gfn)
 	fi
 }
 
+/* The page itself has been looked at. */
+inline kvm_s2_fault_max_userfault_size(gfn)
+{
+	can_block = !has_userfault || !marked[1 - gfn]
+}
+
 /* The first process: _pid is the number of the vCPU, 0 or 1. */
 active [2] proctype vcpu()
 {
 	bit gfn;
-	bool has_userfault, retry;
+	bool has_userfault, can_block, retry;
 
 access:
 	pick(gfn);
@@ -86,11 +94,17 @@ access:
 	 */
 	atomic { srcu_reader[_pid] = true; has_userfault = userfault }
 	kvm_handle_userfault(gfn);
+#ifdef BLOCK_BEFORE_SNAPSHOT
+	kvm_s2_fault_max_userfault_size(gfn);
+#endif
 
 	/* kvm_s2_fault_pin_pfn(): all but the lookup, which finds some page. */
 	mmu_invalidate_seq_changed[_pid] = false;
 #ifndef NO_LATE_READ
 	kvm_handle_userfault(gfn);
+#endif
+#ifndef BLOCK_BEFORE_SNAPSHOT
+	kvm_s2_fault_max_userfault_size(gfn);
 #endif
 
 	atomic {	/* kvm_s2_fault_map() */
@@ -100,11 +114,11 @@ access:
 		if
 		:: retry
 		:: !retry -> stage2[gfn] = true
-		:: !retry && !has_userfault -> map_block()
+		:: !retry && can_block -> map_block()
 #ifdef NO_RETRY
 		:: stage2[gfn] = true
 #endif
-#ifdef BLOCK_DESPITE_FLAG
+#ifdef BLOCK_DESPITE_MARK
 		:: !retry -> map_block()
 #endif
 		fi;
@@ -116,7 +130,8 @@ out_unlock:
 		srcu_reader[_pid] = false;
 		srcu_wait[_pid] = false;
 		mmu_invalidate_seq_changed[_pid] = false;
-		gfn = 0; has_userfault = false; retry = false;
+		gfn = 0;
+		has_userfault = false; can_block = false; retry = false;
 		goto access
 	}
 }
@@ -135,7 +150,7 @@ inline kvm_swap_active_memslots(flag)
 	atomic { lock() }
 #endif
 #ifdef INVALIDATE_BEFORE_GRACE
-	if :: flag -> kvm_arch_flush_shadow_memslot() :: else fi;
+	if :: flag -> kvm_userfault_unmap_marked() :: else fi;
 #endif
 #ifdef NO_GRACE_ON_DISABLE
 	if :: flag -> synchronize_srcu() :: else fi;
@@ -147,6 +162,22 @@ inline kvm_swap_active_memslots(flag)
 #endif
 }
 
+/* Both are in the same byte. */
+inline read_marks()
+{
+	d_step { marks[0] = marked[0]; marks[1] = marked[1] }
+}
+
+/* A block goes as a whole.  Here its other page stays: that is the worse case. */
+inline kvm_userfault_unmap_marked()
+{
+#ifndef MARKS_BEFORE_SWAP
+	read_marks();
+#endif
+	atomic { lock(); stage2[0] = stage2[0] && !marks[0]; marks[0] = false; unlock() }
+	atomic { lock(); stage2[1] = stage2[1] && !marks[1]; marks[1] = false; unlock() }
+}
+
 inline kvm_arch_flush_shadow_memslot()
 {
 	/* It gives way to others between two parts of a memslot. */
@@ -156,17 +187,22 @@ inline kvm_arch_flush_shadow_memslot()
 
 active proctype kvm_set_memory_region()
 {
+	bool marks[2];
+
 	do
 	:: d_step {	/* Enable. */
 		is_disabled = false; is_enabling = true;
 		marked_before[0] = marked[0]; marked_before[1] = marked[1]
 	   }
 #ifdef INVALIDATE_BEFORE_SWAP
-	   kvm_arch_flush_shadow_memslot();
+	   kvm_userfault_unmap_marked();
+#endif
+#ifdef MARKS_BEFORE_SWAP
+	   read_marks();
 #endif
 	   kvm_swap_active_memslots(true);
 #if !defined(INVALIDATE_BEFORE_SWAP) && !defined(INVALIDATE_BEFORE_GRACE)
-	   kvm_arch_flush_shadow_memslot();
+	   kvm_userfault_unmap_marked();
 #endif
 	   d_step {
 		is_enabling = false; is_enabled = true;
