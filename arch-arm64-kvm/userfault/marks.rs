@@ -58,19 +58,16 @@ impl Marks {
     /// Clears the marks of what is not one of the pages.
     fn forget_others(&mut self) {
         let Pages { first, end } = self.pages;
-        let keep = |word: Option<&mut [u8; 8]>, ours: u64| {
-            if let Some(word) = word {
-                *word = (u64::from_le_bytes(*word) & ours).to_le_bytes();
-            }
-        };
         let last = end.saturating_sub(1);
         let words_before_last = last.saturating_sub(word_of(first)) / 64;
+        let mut keep = |index: u64, ours: u64| {
+            let word = self.words.get_mut(index as usize);
+            word.into_iter()
+                .for_each(|word| *word = (u64::from_le_bytes(*word) & ours).to_le_bytes());
+        };
 
-        keep(self.words.first_mut(), u64::MAX << (first & 63));
-        keep(
-            self.words.get_mut(words_before_last as usize),
-            u64::MAX >> (63 - (last & 63)),
-        );
+        keep(0, u64::MAX << (first & 63));
+        keep(words_before_last, u64::MAX >> (63 - (last & 63)));
     }
 
     /// Returns the marks in words, each with the page that has its mark in the lowest bit.
