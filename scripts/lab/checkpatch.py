@@ -10,7 +10,7 @@ UNSIGNED = "Missing Signed-off-by: line(s)"
 # What checkpatch may say, and why that stays.
 EXCEPTIONS = {
     UNSIGNED: "whoever sends the series signs it",
-    "does MAINTAINERS need updating?": "the last patch does so",
+    "does MAINTAINERS need updating?": "one patch does so for all",
     "arch/arm64/kvm/trace_arm.h:": "tracepoints are laid out like all others of that file",
     "'inout' may be misspelled": "an operand of Rust's asm!()",
     "'TGE' may be misspelled": "a bit of HCR_EL2",

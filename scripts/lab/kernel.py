@@ -15,12 +15,18 @@ VARIANTS = {
     "16k": ["kernel", "rust", "16k"],
     "64k": ["kernel", "rust", "64k"],
     "4k-norust": ["kernel"],
+    "4k-gcc": ["kernel", "rust"],
     "4k-count": ["kernel", "rust", "count"],
     "4k-trace": ["kernel", "rust", "trace"],
     "4k-debug": ["kernel", "rust", "debug"],
     "16k-debug": ["kernel", "rust", "16k", "debug"],
     "64k-debug": ["kernel", "rust", "64k", "debug"],
 }
+
+
+def compiler(variant):
+    """Returns the words for make that choose the compiler of a variant."""
+    return ["CROSS_COMPILE=aarch64-linux-gnu-"] if variant.endswith("-gcc") else ["LLVM=1"]
 
 
 def directory(tree, variant):
@@ -31,7 +37,8 @@ def directory(tree, variant):
 def make(tree, build, *words, jobs=None):
     """Returns a make command for a kernel build."""
     jobs = jobs or (os.cpu_count() or 1) + 1
-    return ["make", "-C", tree, f"-j{jobs}", "ARCH=arm64", "LLVM=1", f"O={build}", *words]
+    words = [*compiler(build.name), f"O={build}", *words]
+    return ["make", "-C", tree, f"-j{jobs}", "ARCH=arm64", *words]
 
 
 def fragments(variant):
@@ -49,12 +56,13 @@ def write_config(tree, build, variant):
         [
             "sh",
             "-ec",
-            'make -s -C "$0" ARCH=arm64 LLVM=1 O="$1" allnoconfig;'
+            'make -s -C "$0" ARCH=arm64 "$3" O="$1" allnoconfig;'
             ' cd "$0"; scripts/kconfig/merge_config.sh -m -O "$1" "$1/.config" "$2";'
-            ' make -s ARCH=arm64 LLVM=1 O="$1" olddefconfig',
+            ' make -s ARCH=arm64 "$3" O="$1" olddefconfig',
             tree,
             build,
             merged,
+            *compiler(variant),
         ],
         f"configure-{variant}",
     )

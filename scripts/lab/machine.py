@@ -29,12 +29,12 @@ class Machine:
 
 
 # Memory tags are where KVM gives them to guests: not on a protected host, and not to guests with
-# EL2. There it also takes longest to go, when a VM ends, through its whole address space block by
-# block: with 16K pages and the 52 bits of LPA2 these are 2^27 blocks, a minute under TCG.
+# EL2. When a VM ends, KVM goes through its whole address space block by block: with 16K pages and
+# the 52 bits of LPA2 these are 2^27 blocks, which takes a while under TCG, so one machine has that.
 MACHINES = {
     "vhe": Machine("max", ",mte=on"),
     "nofwb": Machine("neoverse-n1"),
-    "nvhe": Machine("max", ",mte=on", "kvm-arm.mode=nvhe"),
+    "nvhe": Machine("max", ",mte=on", "kvm-arm.mode=nvhe", "max,lpa2=off"),
     "protected": Machine("max", "", "kvm-arm.mode=protected", "max,lpa2=off"),
     "nested": Machine("max", "", "kvm-arm.mode=nested", "max,lpa2=off"),
 }

@@ -68,8 +68,9 @@ ROWS = [
     Row("the same, 1 % marked", ("latency-enable",), marked=1),
     Row("the same, slot of 1 TiB", ("latency-enable-terabyte",)),
     Row("paging by userfault, a page", ("demand-userfault",)),
+    Row("paging by userfault with UFFDIO_COPY, a page", ("demand-userfault-copy",)),
     Row("paging by userfaultfd MISSING, a page", ("demand-missing",)),
-    Row("the one ÷ the other", ("demand-userfault",), over="demand-missing"),
+    Row("the one before ÷ this", ("demand-userfault-copy",), over="demand-missing"),
     Row("paging of a file by userfault, a page", ("demand-userfault-file",)),
     Row("paging of a file by userfaultfd MINOR, a page", ("demand-minor",)),
     Row("the one ÷ the other", ("demand-userfault-file",), over="demand-minor"),
@@ -90,6 +91,7 @@ EVENT_ROWS = [
         (f"paging {how}, {vcpus} vCPUs, a page", name, {"vcpus": vcpus}, (16 << 20) // PAGE)
         for how, name in (
             ("by userfault", "demand-userfault"),
+            ("by userfault with UFFDIO_COPY", "demand-userfault-copy"),
             ("by userfaultfd MISSING", "demand-missing"),
             ("of a file by userfault", "demand-userfault-file"),
             ("of a file by userfaultfd MINOR", "demand-minor"),
@@ -100,6 +102,7 @@ EVENT_ROWS = [
 
 DEMAND = {
     "userfault": "demand-userfault",
+    "userfault, UFFDIO_COPY": "demand-userfault-copy",
     "MISSING": "demand-missing",
     "userfault, file": "demand-userfault-file",
     "MINOR, file": "demand-minor",
@@ -225,7 +228,7 @@ def ratio_panel(name, by_kernel):
             (value(figures, "fault"), value(base, "fault")),
             (value(figures, "fault-block"), value(base, "fault-block")),
             (value(figures, "userfault-exit"), value(figures, "mmio-exit")),
-            (value(figures, "demand-userfault"), value(figures, "demand-missing")),
+            (value(figures, "demand-userfault-copy"), value(figures, "demand-missing")),
             (value(figures, "demand-userfault-file"), value(figures, "demand-minor")),
         ]
         rows[f"{label} optional patches"] = [

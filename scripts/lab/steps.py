@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Builds the series patch by patch: none may need a later one."""
+"""Checks the series patch by patch: none may need a later one."""
 
+import re
+import subprocess
+
+import checkpatch
 import kernel
 import tree
-from common import LabError, step
+from common import LabError, output, step
 from overlay import overlays
 
 # Files of these make no difference to a kernel.
 NOT_KERNEL = ("Documentation/", "MAINTAINERS", "tools/")
+
+# How each patch is built: the first two are linked, and the others compiled with W=1.
+FIRST = "4k"
+LINKED = [FIRST, "4k-norust"]
+COMPILED = ["4k-gcc", "16k", "64k"]
+# What is looked at besides, in the first build.
+ASIDE = ["checkpatch", "sparse", "Rust", "nVHE", "docs"]
+COLUMNS = [*LINKED, *COMPILED, *ASIDE]
+
+HELPER = "arch/arm64/kvm/userfault.o"
+NVHE = "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.o"
 
 
 def commits(branch=tree.BRANCH):
@@ -16,34 +31,158 @@ def commits(branch=tree.BRANCH):
     return [tuple(line.split(" ", 1)) for line in lines]
 
 
+def files(commit):
+    """Returns the files that a commit changes."""
+    names = tree.git("diff-tree", "--no-commit-id", "--name-only", "-r", commit)
+    return names.splitlines()
+
+
 def concerns_kernel(commit):
     """Says whether a commit changes anything that a kernel is built from."""
-    names = tree.git("diff-tree", "--no-commit-id", "--name-only", "-r", commit).splitlines()
-    return any(not name.startswith(NOT_KERNEL) for name in names)
+    return any(not name.startswith(NOT_KERNEL) for name in files(commit))
 
 
-def build_each(variant, jobs=None):
-    """Builds and links every patch, compiles it with W=1, and yields (subject, what is wrong)."""
-    build = kernel.kernel(tree.TREE, variant, jobs)
-    with overlays(tree.TREE, build):
-        for commit, subject in commits():
+def remarks(text, what="warning|error"):
+    """Returns the lines of a log that are remarks, without the numbers of their lines."""
+    lines = [line for line in text.splitlines() if re.search(what, line)]
+    return [re.sub(r":\d+", "", line) for line in lines]
+
+
+class Build:
+    """A build of the tree, of whatever is checked out."""
+
+    def __init__(self, variant, jobs):
+        self.variant, self.jobs = variant, jobs
+        self.path = kernel.kernel(tree.TREE, variant, jobs)
+
+    def configure(self):
+        """Configures anew: a patch may bring a symbol."""
+        kernel.write_config(tree.TREE, self.path, self.variant)
+
+    def make(self, what, *words):
+        """Runs make and returns its log."""
+        command = kernel.make(tree.TREE, self.path, "-s", *words, jobs=self.jobs)
+        return step(f"{what} ({self.variant})", command, f"step-{self.variant}").read_text(
+            errors="replace"
+        )
+
+
+def rust_remarks(build, names):
+    """Returns what is wrong with the Rust of what is checked out."""
+    paths = [tree.TREE / name for name in names if name.endswith(".rs")]
+    style = tree.TREE / ".rustfmt.toml"
+    output(["rustfmt", "--check", "--edition=2021", "--config-path", style, *paths])
+    if not any(path.is_relative_to(tree.TREE / "arch") for path in paths):
+        return []
+    (build.path / HELPER).unlink(missing_ok=True)
+    wrong = remarks(build.make("running clippy on the helper", "CLIPPY=1", HELPER))
+    # KUnit tests may panic.
+    config = [tree.TREE / "scripts/config", "--file", build.path / ".config"]
+    output([*config, "--disable", "KVM_ARM64_USERFAULT_KUNIT_TEST"])
+    build.make("building the helper without its KUnit tests", HELPER)
+    symbols = output(["llvm-nm", "--undefined-only", build.path / HELPER])
+    return wrong + remarks(symbols, "panic|rust_build_error")
+
+
+def nvhe_symbols(build):
+    """Returns the symbols of the object that runs at EL2 without VHE."""
+    return set(output(["llvm-nm", "--format=just-symbols", build.path / NVHE]).split())
+
+
+def documentation_remarks(names):
+    """Returns what kernel-doc and Sphinx say of files."""
+    sources = [name for name in names if name.endswith((".c", ".h"))]
+    found = []
+    if sources:
+        command = [tree.TREE / "scripts/kernel-doc", "-none", "-Wall", *sources]
+        result = subprocess.run(
+            [str(word) for word in command],
+            cwd=tree.TREE,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found += remarks(result.stdout + result.stderr)
+    if any(name.startswith("Documentation/virt/") for name in names):
+        command = ["make", "-s", "-C", tree.TREE, "htmldocs", "SPHINXDIRS=virt/kvm"]
+        log = step("making the documentation", command, "step-htmldocs")
+        found += remarks(log.read_text(errors="replace"), r"WARNING|ERROR|error:")
+    return found
+
+
+def first_build(jobs):
+    """Builds each patch, looks at all that can be seen of it there, and yields what is wrong as
+    (number, column, remarks)."""
+    build = Build(FIRST, jobs)
+    touched = tree.touched_files()
+    with overlays(tree.TREE, build.path):
+        tree.git("checkout", "--quiet", "--force", "--detach", "base")
+        build.configure()
+        # What the base has to say for itself is not the series' doing.
+        old_sparse = set(remarks(build.make("building the base", "C=1", "Image")))
+        old_symbols = nvhe_symbols(build)
+        old_docs = set(documentation_remarks([name for name in touched if in_base(name)]))
+
+        for number, (commit, subject) in enumerate(commits()):
+            names = files(commit)
+            tree.git("checkout", "--quiet", "--force", "--detach", commit)
+            patch = tree.patch_files()[number]
+            yield number, "checkpatch", checkpatch.patch_remarks(tree.TREE, False, patch)
+            if concerns_kernel(commit):
+                build.configure()
+                try:
+                    said = remarks(build.make(f"building '{subject}'", "C=1", "Image"))
+                except LabError as error:
+                    yield number, FIRST, [str(error)]
+                    continue
+                yield number, FIRST, []
+                yield number, "sparse", [line for line in said if line not in old_sparse]
+                yield number, "nVHE", sorted(nvhe_symbols(build) - old_symbols)
+            if any(name.endswith(".rs") for name in names):
+                yield number, "Rust", rust_remarks(build, names)
+            if any(name.startswith("Documentation/virt/") or name.endswith(".h") for name in names):
+                docs = documentation_remarks(names)
+                yield number, "docs", [line for line in docs if line not in old_docs]
+
+
+def in_base(name):
+    """Says whether the base has a file."""
+    return bool(tree.git("ls-tree", "base", "--", name))
+
+
+def other_build(variant, jobs):
+    """Builds each patch that concerns a kernel in another way, and yields what is wrong."""
+    build = Build(variant, jobs)
+    words = ["Image"] if variant in LINKED else ["W=1", "arch/arm64/kvm/"]
+    with overlays(tree.TREE, build.path):
+        for number, (commit, subject) in enumerate(commits()):
             if not concerns_kernel(commit):
                 continue
             tree.git("checkout", "--quiet", "--force", "--detach", commit)
-            yield subject, build_one(subject, build, variant, jobs)
+            build.configure()
+            try:
+                wrong = remarks(build.make(f"building '{subject}'", *words))
+            except LabError as error:
+                wrong = [str(error)]
+            yield number, variant, wrong
 
 
-def build_one(subject, build, variant, jobs):
-    """Builds what is checked out and returns what is wrong."""
-    try:
-        # Anew each time: a patch may bring a symbol of the configuration.
-        kernel.write_config(tree.TREE, build, variant)
-        log = f"step-{variant}"
-        image = kernel.make(tree.TREE, build, "-s", "Image", jobs=jobs)
-        step(f"building '{subject}' ({variant})", image, log)
-        objects = kernel.make(tree.TREE, build, "-s", "W=1", "arch/arm64/kvm/", jobs=jobs)
-        log = step(f"compiling it with warnings ({variant})", objects, log)
-    except LabError as error:
-        return str(error)
-    warnings = [line for line in log.read_text(errors="replace").splitlines() if "warning" in line]
-    return "\n".join(warnings)
+def check_each(jobs=None):
+    """Checks each patch in each way, and yields what is wrong as (number, column, remarks)."""
+    yield from first_build(jobs)
+    for variant in [*LINKED[1:], *COMPILED]:
+        yield from other_build(variant, jobs)
+
+
+def table(results):
+    """Returns the lines of a table of {(number, column): remarks}."""
+    width = max(len(subject) for _, subject in commits())
+    lines = ["  ".join([" " * (width + 3), *COLUMNS])]
+    for number, (_, subject) in enumerate(commits()):
+        cells = []
+        for column in COLUMNS:
+            wrong = results.get((number, column))
+            word = "-" if wrong is None else "FAIL" if wrong else "ok"
+            cells.append(word.ljust(len(column)))
+        lines.append("  ".join([f"{number + 1:2} {subject:{width}}", *cells]).rstrip())
+    return lines

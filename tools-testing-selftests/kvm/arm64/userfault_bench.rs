@@ -28,6 +28,7 @@ use libkvm::{
     BareVm,
     Bitmap,
     Counter,
+    Errno,
     Event,
     Exit,
     Moment,
@@ -541,6 +542,8 @@ fn touch_shares(vcpus: &mut [Vcpu], slot: &Slot, resolve: impl Fn(usize) + Sync)
 enum Supply {
     /// The VMM's mapping of it is filled, by which the page is allocated.
     Allocated,
+    /// The memory is registered with a userfaultfd, which allocates the page and fills it.
+    Copied,
     /// The page is in a file and is filled through another mapping.
     InFile,
 }
@@ -549,7 +552,7 @@ impl Supply {
     /// Returns a machine that is about to touch the memory, but for the last page.
     fn machine(self, vcpus: usize) -> Machine {
         let backing = match self {
-            Self::Allocated => Backing::Anonymous,
+            Self::Allocated | Self::Copied => Backing::Anonymous,
             Self::InFile => Backing::Shmem,
         };
         let machine = machine_with(backing, DEMAND, 1, vcpus);
@@ -563,6 +566,11 @@ impl Supply {
     }
 }
 
+/// Returns a userfaultfd, or skips the case.
+fn need_uffd<'a>(uffd: Result<Uffd<'a>, Errno>) -> Uffd<'a> {
+    uffd.unwrap_or_else(|error| ktap::skip(format!("no userfaultfd: {error:?}")))
+}
+
 /// Measures paging by userfault: the vCPU's thread fills the page and clears the mark.
 fn userfault_demand(name: &'static str, supply: Supply) {
     need_userfault();
@@ -574,11 +582,13 @@ fn userfault_demand(name: &'static str, supply: Supply) {
             let bitmap = Bitmap::marked(machine.slot.pages());
             machine.enable(&bitmap);
             let slot = &machine.slot;
+            let uffd = (supply == Supply::Copied).then(|| need_uffd(Uffd::missing(slot)));
             sample(|| {
                 touch_shares(&mut machine.vcpus, slot, |page| {
-                    match supply {
-                        Supply::Allocated => slot.fill(page, &content),
-                        Supply::InFile => slot.fill_alias(page, &content),
+                    match (supply, &uffd) {
+                        (_, Some(uffd)) => uffd.copy(page, &content),
+                        (Supply::InFile, _) => slot.fill_alias(page, &content),
+                        _ => slot.fill(page, &content),
                     }
                     bitmap.clear(page);
                 })
@@ -604,22 +614,19 @@ fn userfaultfd_demand(name: &'static str, supply: Supply) {
         figure.per_page().report((0..REPETITIONS).map(|_| {
             let mut machine = supply.machine(vcpus);
             let slot = &machine.slot;
-            let uffd = match supply {
-                Supply::Allocated => Uffd::missing(slot),
+            let uffd = need_uffd(match supply {
                 Supply::InFile => Uffd::minor(slot),
-            };
-            let uffd =
-                uffd.unwrap_or_else(|error| ktap::skip(format!("no userfaultfd: {error:?}")));
+                _ => Uffd::missing(slot),
+            });
             thread::scope(|scope| {
                 scope.spawn(|| loop {
                     // A timer is no part of it.
                     let fault = uffd.wait(None).expect("nothing to wait for");
-                    match supply {
-                        Supply::Allocated => uffd.copy(fault.page, &content),
-                        Supply::InFile => {
-                            slot.fill_alias(fault.page, &content);
-                            uffd.resume(fault.page);
-                        }
+                    if supply == Supply::InFile {
+                        slot.fill_alias(fault.page, &content);
+                        uffd.resume(fault.page);
+                    } else {
+                        uffd.copy(fault.page, &content);
                     }
                     if fault.page == slot.pages() - 1 {
                         break;
@@ -637,6 +644,11 @@ fn demand_userfault() {
     userfault_demand("demand-userfault", Supply::Allocated);
 }
 
+/// The same, where a userfaultfd fills the memory: for KVM's own accesses there has to be one.
+fn demand_userfault_copy() {
+    userfault_demand("demand-userfault-copy", Supply::Copied);
+}
+
 /// Paging in shared memory, which is there, by userfault.
 fn demand_userfault_file() {
     userfault_demand("demand-userfault-file", Supply::InFile);
@@ -644,7 +656,7 @@ fn demand_userfault_file() {
 
 /// Paging in anonymous memory by userfaultfd, which finds it missing.
 fn demand_missing() {
-    userfaultfd_demand("demand-missing", Supply::Allocated);
+    userfaultfd_demand("demand-missing", Supply::Copied);
 }
 
 /// Paging in shared memory, which is there but not mapped, by userfaultfd.
@@ -682,6 +694,7 @@ test_main! {
         unmarked_block,
         prefetched_block,
         demand_userfault,
+        demand_userfault_copy,
         demand_userfault_file,
         demand_missing,
         demand_minor,
