@@ -23,20 +23,19 @@ class Machine:
     cpu: str
     options: str = ""
     command_line: str = ""
-    cpu_with_16k_pages: str = ""
     cpus: int = 2
     clock: tuple = ()
 
 
 # Memory tags are where KVM gives them to guests: not on a protected host, and not to guests with
-# EL2. When a VM ends, KVM goes through its whole address space block by block: with 16K pages and
-# the 52 bits of LPA2 these are 2^27 blocks, which takes a while under TCG, so one machine has that.
+# EL2. When a VM ends, KVM goes through all of its address space block by block, for stage 2 and each
+# shadow of it. With the 52 bits of LPA2 this takes longest under TCG, so one machine has that.
 MACHINES = {
     "vhe": Machine("max", ",mte=on"),
     "nofwb": Machine("neoverse-n1"),
-    "nvhe": Machine("max", ",mte=on", "kvm-arm.mode=nvhe", "max,lpa2=off"),
-    "protected": Machine("max", "", "kvm-arm.mode=protected", "max,lpa2=off"),
-    "nested": Machine("max", "", "kvm-arm.mode=nested", "max,lpa2=off"),
+    "nvhe": Machine("max,lpa2=off", ",mte=on", "kvm-arm.mode=nvhe"),
+    "protected": Machine("max,lpa2=off", "", "kvm-arm.mode=protected"),
+    "nested": Machine("max,lpa2=off", "", "kvm-arm.mode=nested"),
 }
 
 # An instruction takes a nanosecond of their clock, whatever it does: times are
@@ -76,13 +75,10 @@ def qemu(machine, build, initrd, extra):
     # With 64K pages a huge page is 512M, and one has to be found in one piece.
     memory = "6G" if build.name.startswith("64k") else "2G"
     image = build / "arch/arm64/boot/Image"
-    cpu = machine.cpu
-    if build.name.startswith("16k"):
-        cpu = machine.cpu_with_16k_pages or cpu
     options = "virt,virtualization=on,gic-version=3" + machine.options
     words = f"console=ttyAMA0 panic=-1 loglevel=5 {machine.command_line} {extra}".split()
     return [
-        *("qemu-system-aarch64", "-M", options, "-cpu", cpu, "-smp", str(machine.cpus)),
+        *("qemu-system-aarch64", "-M", options, "-cpu", machine.cpu, "-smp", str(machine.cpus)),
         *machine.clock,
         *("-m", memory, "-nic", "none", "-nographic", "-no-reboot"),
         *("-kernel", image, "-initrd", initrd, "-append", " ".join(words)),

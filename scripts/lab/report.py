@@ -208,6 +208,9 @@ def page(results, about):
         "instruction takes a nanosecond. 4K pages, a slot of 64 MiB unless another size is",
         "named, VMs without interrupt controller, guests with their MMU on whose own tables",
         "are mapped. See tools/testing/selftests/kvm/arm64/userfault_bench.rs.\n",
+        "n1 is a Neoverse N1, and max a CPU with FEAT_S2FWB, which has no need to clean what it",
+        "unmaps to memory.\n",
+        "![The main figures](bench.svg)\n",
     ]
     for name, kinds in results.items():
         parts += [f"## {name}\n", main_table(kinds["instructions"])]

@@ -127,6 +127,7 @@ fn recreated_slot_has_blocks() {
     assert_ne!(machine.mappings(), Some(blocks.clone()));
     let region = machine.slot.region();
     assert_eq!(machine.vm.recreate(&machine.slot, region), Ok(()));
+    assert_eq!(machine.mappings(), Some(vec![]));
     machine.read(last..last + 1);
     machine.read_all();
     assert_eq!(machine.mappings(), Some(blocks));

@@ -171,6 +171,8 @@ fn marks_count_that_last_through_the_call() {
                 while !finished.load(Ordering::Relaxed) {
                     for page in (4..pages).step_by(8) {
                         bitmap.mark(page);
+                    }
+                    for page in (4..pages).step_by(8) {
                         bitmap.clear(page);
                     }
                     started.store(true, Ordering::Relaxed);
