@@ -567,7 +567,7 @@ impl Supply {
 }
 
 /// Returns a userfaultfd, or skips the case.
-fn need_uffd<'a>(uffd: Result<Uffd<'a>, Errno>) -> Uffd<'a> {
+fn need_uffd(uffd: Result<Uffd<'_>, Errno>) -> Uffd<'_> {
     uffd.unwrap_or_else(|error| ktap::skip(format!("no userfaultfd: {error:?}")))
 }
 
