@@ -41,7 +41,6 @@ pub mod slot;
 mod kunit;
 
 use crate::{
-    bitmap::Bitmap,
     commit::{
         Change,
         Invalidation, //
@@ -49,11 +48,6 @@ use crate::{
     size::{
         MapSize,
         Sizes, //
-    },
-    slot::{
-        Gfn,
-        Pages,
-        Slot, //
     },
 };
 
@@ -93,10 +87,10 @@ pub unsafe extern "C" fn kvm_userfault_map_size(
     gfn: u64,
     size: u64,
 ) -> u64 {
-    let slot = Slot::new(Gfn(base_gfn), npages);
-    let bitmap = Bitmap::new(bitmap);
+    let slot = slot::Slot::new(slot::Gfn(base_gfn), npages);
+    let bitmap = bitmap::Bitmap::new(bitmap);
     let is_clear = |count| {
-        let Some(pages) = slot.block(Gfn(gfn), count) else {
+        let Some(pages) = slot.block(slot::Gfn(gfn), count) else {
             return false;
         };
         let read = |start, bytes: &mut [u8]| bitmap.read(start, bytes);
@@ -156,15 +150,15 @@ pub unsafe extern "C" fn kvm_userfault_unmap_marked(
     base_gfn: u64,
     npages: u64,
 ) -> bool {
-    let slot = Slot::new(Gfn(base_gfn), npages);
-    let bitmap = Bitmap::new(bitmap);
+    let slot = slot::Slot::new(slot::Gfn(base_gfn), npages);
+    let bitmap = bitmap::Bitmap::new(bitmap);
     let skip = |page| {
         // SAFETY: The VM is valid by the safety requirements.
         let gfn = unsafe { bindings::kvm_userfault_skip_unmapped(kvm, slot.gfn(page).0) };
         gfn.saturating_sub(base_gfn)
     };
     let read = |start, bytes: &mut [u8]| bitmap.read(start, bytes);
-    let unmap = |pages: Pages| {
+    let unmap = |pages: slot::Pages| {
         let gfn = slot.gfn(pages.first).0;
         // SAFETY: The VM is valid by the safety requirements.
         unsafe { bindings::kvm_userfault_unmap(kvm, gfn, pages.count()) };

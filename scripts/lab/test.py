@@ -18,6 +18,7 @@ import machine
 import mutants
 import oracle
 import run
+import steps
 import tree
 from common import LAB, REPO, LabError, add_common_options, main, output, step, tail
 from overlay import overlays
@@ -29,6 +30,18 @@ QUICK_MUTANTS = [
     "thp-covers-mark",
     "enable-invalidates-nothing",
     "disable-invalidates",
+]
+
+# The patches that can be left out, each pair without the other.
+DROPPABLE = [
+    (
+        "KVM: arm64: Map blocks where no page of them is marked",
+        "KVM: arm64: selftests: Test blocks in userfault slots",
+    ),
+    (
+        "KVM: arm64: Unmap only marked pages when userfault is enabled",
+        "KVM: arm64: selftests: Test what enabling userfault unmaps",
+    ),
 ]
 
 
@@ -93,6 +106,16 @@ def models():
 def series_check():
     """Compares patches, mirrored folders and tree."""
     return "\n".join(tree.check())
+
+
+def optional_patches():
+    """Applies the series without patches that are said to be optional."""
+    subjects = [subject for _, subject in steps.commits()]
+    series = dict(zip(subjects, tree.patch_files(), strict=True))
+    for dropped in [*DROPPABLE, sum(DROPPABLE, ())]:
+        with tempfile.TemporaryDirectory() as scratch:
+            tree.copy_base(scratch)
+            tree.am(scratch, [path for subject, path in series.items() if subject not in dropped])
 
 
 def rust_files(source):
@@ -239,6 +262,7 @@ def program():
     check("the model of userfault holds, and fails where broken", models)
     source = tree.ready()
     check("patches apply, mirrored folders agree", series_check)
+    check("patches apply without the optional ones", optional_patches)
     check("Rust is formatted", lambda: rustfmt(source))
     check("the core agrees with the oracle", lambda: Passed(oracle.compare(source)))
     check("patches pass checkpatch --strict", lambda: checkpatch_remarks(source))
