@@ -29,8 +29,7 @@ from common import CACHE, LabError, add_common_options, lock, main, output, say,
 # without them.
 OPTIONAL = {
     "KVM: arm64: Find marked pages in the userfault helper",
-    "KVM: arm64: Map blocks where no page of them is marked",
-    "KVM: arm64: Unmap only marked pages when userfault is enabled",
+    *(subject for subject, _ in steps.FEATURES),
 }
 
 # Kernels that count instructions, and kernels that count calls and locks.

@@ -6,12 +6,25 @@ import subprocess
 
 import checkpatch
 import kernel
+import rust
 import tree
 from common import LabError, output, say, step
 from overlay import overlays
 
 # Files of these make no difference to a kernel.
 NOT_KERNEL = ("Documentation/", "MAINTAINERS", "tools/")
+
+# What can be left out at the end of the series: a patch with its test, each pair for itself.
+FEATURES = [
+    (
+        "KVM: arm64: Map blocks where no page of them is marked",
+        "KVM: arm64: selftests: Test blocks in userfault slots",
+    ),
+    (
+        "KVM: arm64: Unmap only marked pages when userfault is enabled",
+        "KVM: arm64: selftests: Test what enabling userfault unmaps",
+    ),
+]
 
 # How each patch is built: the first two are linked, and the others compiled with W=1.
 FIRST = "4k"
@@ -24,7 +37,6 @@ COLUMNS = [*LINKED, *COMPILED, *ASIDE]
 # What the Makefile says of a sparse that its scripts/checker-valid.sh does not like.
 NO_SPARSE = "sparse is not available or not up to date"
 
-HELPER = "arch/arm64/kvm/userfault.o"
 NVHE = "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.o"
 
 
@@ -65,26 +77,32 @@ class Build:
     def make(self, what, *words):
         """Runs make and returns its log."""
         command = kernel.make(tree.TREE, self.path, "-s", *words, jobs=self.jobs)
-        return step(f"{what} ({self.variant})", command, f"step-{self.variant}").read_text(
-            errors="replace"
-        )
+        log = step(f"{what} ({self.variant})", command, f"step-{self.variant}")
+        return log.read_text(errors="replace")
+
+    def compile(self, subject, *words):
+        """Configures and builds a commit, and returns the remarks."""
+        self.configure()
+        return remarks(self.make(f"building '{subject}'", *words))
+
+
+def attempt(check, *arguments):
+    """Returns what a check returns, or why it failed, as a list of remarks."""
+    try:
+        return check(*arguments)
+    except LabError as error:
+        return [str(error)]
 
 
 def rust_remarks(build, names):
     """Returns what is wrong with the Rust of what is checked out."""
     paths = [tree.TREE / name for name in names if name.endswith(".rs")]
-    style = tree.TREE / ".rustfmt.toml"
-    output(["rustfmt", "--check", "--edition=2021", "--config-path", style, *paths])
+    rust.check_format(tree.TREE, *paths)
     if not any(path.is_relative_to(tree.TREE / "arch") for path in paths):
         return []
-    (build.path / HELPER).unlink(missing_ok=True)
-    wrong = remarks(build.make("running clippy on the helper", "CLIPPY=1", HELPER))
-    # KUnit tests may panic.
-    config = [tree.TREE / "scripts/config", "--file", build.path / ".config"]
-    output([*config, "--disable", "KVM_ARM64_USERFAULT_KUNIT_TEST"])
-    build.make("building the helper without its KUnit tests", HELPER)
-    symbols = output(["llvm-nm", "--undefined-only", build.path / HELPER])
-    return wrong + remarks(symbols, "panic|rust_build_error")
+    log = rust.clippy(tree.TREE, build.path, build.jobs)
+    wrong = remarks(log.read_text(errors="replace"))
+    return wrong + rust.panic_symbols(tree.TREE, build.path, build.jobs)
 
 
 def nvhe_symbols(build):
@@ -126,7 +144,7 @@ def first_build(jobs):
         has_sparse = NO_SPARSE not in text
         if not has_sparse:
             say("the tree wants a newer sparse than there is: that column stays empty")
-        old_sparse = set(remarks(text))
+        old = set(remarks(text))
         old_symbols = nvhe_symbols(build)
         old_docs = set(documentation_remarks([name for name in touched if in_base(name)]))
 
@@ -136,20 +154,19 @@ def first_build(jobs):
             patch = tree.patch_files()[number]
             yield number, "checkpatch", checkpatch.patch_remarks(tree.TREE, False, patch)
             if concerns_kernel(commit):
-                build.configure()
-                try:
-                    said = remarks(build.make(f"building '{subject}'", "C=1", "Image"))
-                except LabError as error:
-                    yield number, FIRST, [str(error)]
-                    continue
-                yield number, FIRST, []
+                said = attempt(build.compile, subject, "C=1", "Image")
+                # The compiler's and sparse's look alike.
+                new = [line for line in said if line not in old]
+                yield number, FIRST, new
                 if has_sparse:
-                    yield number, "sparse", [line for line in said if line not in old_sparse]
+                    yield number, "sparse", new
+                if new:
+                    continue
                 yield number, "nVHE", sorted(nvhe_symbols(build) - old_symbols)
             if any(name.endswith(".rs") for name in names):
-                yield number, "Rust", rust_remarks(build, names)
+                yield number, "Rust", attempt(rust_remarks, build, names)
             if any(name.startswith("Documentation/virt/") or name.endswith(".h") for name in names):
-                docs = documentation_remarks(names)
+                docs = attempt(documentation_remarks, names)
                 yield number, "docs", [line for line in docs if line not in old_docs]
 
 
@@ -167,12 +184,7 @@ def other_build(variant, jobs):
             if not concerns_kernel(commit):
                 continue
             tree.git("checkout", "--quiet", "--force", "--detach", commit)
-            build.configure()
-            try:
-                wrong = remarks(build.make(f"building '{subject}'", *words))
-            except LabError as error:
-                wrong = [str(error)]
-            yield number, variant, wrong
+            yield number, variant, attempt(build.compile, subject, *words)
 
 
 def check_each(jobs=None):

@@ -18,6 +18,7 @@ import machine
 import mutants
 import oracle
 import run
+import rust
 import steps
 import tree
 from common import LAB, REPO, LabError, add_common_options, main, output, step, tail
@@ -31,19 +32,6 @@ QUICK_MUTANTS = [
     "enable-invalidates-nothing",
     "disable-invalidates",
 ]
-
-# The patches that can be left out, each pair without the other.
-DROPPABLE = [
-    (
-        "KVM: arm64: Map blocks where no page of them is marked",
-        "KVM: arm64: selftests: Test blocks in userfault slots",
-    ),
-    (
-        "KVM: arm64: Unmap only marked pages when userfault is enabled",
-        "KVM: arm64: selftests: Test what enabling userfault unmaps",
-    ),
-]
-
 
 class Passed(str):
     """What a check has to say that passed."""
@@ -112,7 +100,7 @@ def optional_patches():
     """Applies the series without patches that are said to be optional."""
     subjects = [subject for _, subject in steps.commits()]
     series = dict(zip(subjects, tree.patch_files(), strict=True))
-    for dropped in [*DROPPABLE, sum(DROPPABLE, ())]:
+    for dropped in [*steps.FEATURES, sum(steps.FEATURES, ())]:
         with tempfile.TemporaryDirectory() as scratch:
             tree.copy_base(scratch)
             tree.am(scratch, [path for subject, path in series.items() if subject not in dropped])
@@ -127,9 +115,8 @@ def rust_files(source):
 
 def rustfmt(source):
     """Checks the format of the series' Rust, and of the lab's own."""
-    command = ["rustfmt", "--check", "--edition=2021", "--config-path", source / ".rustfmt.toml"]
     with oracle.crate(source) as crate:
-        output([*command, *rust_files(source), crate / "main.rs"])
+        rust.check_format(source, *rust_files(source), crate / "main.rs")
 
 
 def checkpatch_remarks(source):
@@ -186,14 +173,8 @@ def clippy_selftests(source, build):
 
 def clippy(source, build):
     """Runs clippy on the helper and on the selftests' Rust."""
-    helper = "arch/arm64/kvm/userfault.o"
     with overlays(build):
-        (build / helper).unlink()
-        log = step(
-            "running clippy on the helper",
-            kernel.make(source, build, "-s", "CLIPPY=1", helper),
-            "clippy-helper",
-        )
+        log = rust.clippy(source, build)
     if "warning" in log.read_text(errors="replace"):
         return tail(log, 40)
     clippy_selftests(source, build)
@@ -201,16 +182,9 @@ def clippy(source, build):
 
 
 def no_panic(source, build):
-    """Looks for symbols in the helper that only a panic needs; its KUnit tests may panic."""
-    helper = "arch/arm64/kvm/userfault.o"
+    """Looks for symbols in the helper that only a panic needs."""
     with overlays(build):
-        tests = "KVM_ARM64_USERFAULT_KUNIT_TEST"
-        output([source / "scripts/config", "--file", build / ".config", "--disable", tests])
-        command = kernel.make(source, build, "-s", helper)
-        step("building the helper without its KUnit tests", command, "no-panic")
-        symbols = output(["llvm-nm", "--undefined-only", build / helper])
-    found = [line for line in symbols.splitlines() if re.search("panic|rust_build_error", line)]
-    return "\n".join(found)
+        return "\n".join(rust.panic_symbols(source, build))
 
 
 def selftests(name, build, initrd):

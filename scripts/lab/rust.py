@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Looks at the series' Rust: its format, and what clippy and nm say of the helper."""
+
+import re
+
+import kernel
+from common import output, step
+
+HELPER = "arch/arm64/kvm/userfault.o"
+
+
+def check_format(source, *paths):
+    """Fails if files are not as the tree's rustfmt would have them."""
+    style = source / ".rustfmt.toml"
+    output(["rustfmt", "--check", "--edition=2021", "--config-path", style, *paths])
+
+
+def clippy(source, build, jobs=None):
+    """Runs clippy on the helper and returns its log."""
+    (build / HELPER).unlink(missing_ok=True)
+    command = kernel.make(source, build, "-s", "CLIPPY=1", HELPER, jobs=jobs)
+    return step("running clippy on the helper", command, "clippy-helper")
+
+
+def panic_symbols(source, build, jobs=None):
+    """Returns the symbols of the helper that only a panic needs; its KUnit tests may panic."""
+    tests = "KVM_ARM64_USERFAULT_KUNIT_TEST"
+    output([source / "scripts/config", "--file", build / ".config", "--disable", tests])
+    command = kernel.make(source, build, "-s", HELPER, jobs=jobs)
+    step("building the helper without its KUnit tests", command, "no-panic")
+    symbols = output(["llvm-nm", "--undefined-only", build / HELPER])
+    return [line for line in symbols.splitlines() if re.search("panic|rust_build_error", line)]

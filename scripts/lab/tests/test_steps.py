@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the check of each patch makes of what the compiler and other tools say."""
+
+import contextlib
+import unittest
+from unittest import mock
+
+import steps
+from common import LabError
+
+BASE = "a.c:7: warning: as ever\n"
+
+
+class StandIn(steps.Build):
+    """A build whose make has answers, where one that is an error is raised."""
+
+    def __init__(self, answers):
+        self.path, self.configure = None, mock.Mock()
+        self.make = mock.Mock(side_effect=answers)
+
+
+class FirstBuild(unittest.TestCase):
+    """The build that most is looked at in, of two patches, with stand-ins for the tools."""
+
+    def results(self, logs, rust=(), base=BASE):
+        """Returns {(number, column): remarks}, where a log that is an error is raised."""
+        replaced = {
+            "overlays": mock.Mock(return_value=contextlib.nullcontext()),
+            "commits": mock.Mock(return_value=[("one", "One"), ("two", "Two")]),
+            "files": mock.Mock(return_value=["arch/arm64/kvm/userfault.rs"]),
+            "nvhe_symbols": mock.Mock(return_value={"symbol"}),
+            "rust_remarks": mock.Mock(side_effect=[*rust, [], []]),
+            "Build": mock.Mock(return_value=StandIn([base, *logs])),
+            "say": mock.Mock(),
+        }
+        with contextlib.ExitStack() as stack:
+            for name, stand_in in replaced.items():
+                stack.enter_context(mock.patch.object(steps, name, stand_in))
+            stack.enter_context(mock.patch.object(steps.tree, "git"))
+            stack.enter_context(mock.patch.object(steps.tree, "touched_files", return_value=[]))
+            stack.enter_context(mock.patch.object(steps.tree, "patch_files", return_value="12"))
+            stack.enter_context(mock.patch("checkpatch.patch_remarks", return_value=[]))
+            found = steps.first_build(None)
+            return {(number, column): wrong for number, column, wrong in found}
+
+    def test_nothing_new(self):
+        """What the base has to say for itself is not held against a patch, wherever it moved."""
+        found = self.results([BASE, "a.c:9: warning: as ever\n"])
+        self.assertEqual(set(map(tuple, found.values())), {()})
+        self.assertIn((1, "sparse"), found)
+
+    def test_warning(self):
+        """A new warning fails its patch, and what is left of it is not looked at."""
+        found = self.results(["a.c:3: warning: new\n", BASE])
+        self.assertEqual(found[0, "4k"], ["a.c: warning: new"])
+        self.assertNotIn((0, "nVHE"), found)
+        self.assertEqual(found[1, "4k"], [])
+
+    def test_without_sparse(self):
+        """Without sparse its column is empty, and warnings of the compiler count all the same."""
+        found = self.results(
+            ["a.c:3: warning: new\n", BASE], base=f"Makefile: C=1 specified, but {steps.NO_SPARSE}\n"
+        )
+        self.assertTrue(found[0, "4k"])
+        self.assertFalse([column for _, column in found if column == "sparse"])
+
+    def test_failure(self):
+        """A patch that does not build, or a tool that fails, does not end the run."""
+        found = self.results([LabError("no"), BASE], rust=[LabError("style")])
+        self.assertEqual((found[0, "4k"], found[1, "Rust"]), (["no"], ["style"]))
+
+    def test_table(self):
+        """The table has a row for each patch, and a dash where there was nothing to check."""
+        with mock.patch.object(steps, "commits", return_value=[("one", "One"), ("two", "Two")]):
+            lines = steps.table({(0, "4k"): [], (1, "4k"): ["no"]})
+        self.assertEqual([line.split()[:4] for line in lines[1:]],
+                         [["1", "One", "ok", "-"], ["2", "Two", "FAIL", "-"]])  # fmt: skip
+
+
+if __name__ == "__main__":
+    unittest.main()
