@@ -76,14 +76,19 @@ def development_archive():
     return [f"-o{key}={value}" for key, value in options.items()]
 
 
+def versions(name, *options):
+    """Returns the versions of a package that the archive has, newest first."""
+    lines = output(["apt-cache", *options, "madison", name]).splitlines()
+    return [line.split("|")[1].strip() for line in lines]
+
+
 def candidates(*options):
     """Returns the kernel source packages that the archive has, as (name, version)."""
-    cache = ["apt-cache", *options]
-    names = output([*cache, "search", "--names-only", r"^linux-source-[0-9.]+$"])
+    search = ["apt-cache", *options, "search", "--names-only", r"^linux-source-[0-9.]+$"]
+    names = output(search)
     found = []
     for name in sorted(line.split()[0] for line in names.splitlines()):
-        for line in output([*cache, "madison", name]).splitlines():
-            found.append((name, line.split("|")[1].strip()))
+        found += [(name, version) for version in versions(name, *options)]
     return list(dict.fromkeys(found))
 
 
@@ -179,7 +184,7 @@ def download(name, version, target, *options):
     # apt drops to its own user for downloads, who cannot write here.
     command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", *options, "download"]
     command.append(f"{name}={version}")
-    step(f"downloading {name} {version} (160 MiB)", command, "download", cwd=scratch)
+    step(f"downloading {name} {version}", command, "download", cwd=scratch)
     (package,) = scratch.glob("*.deb")
     os.replace(package, target)
     shutil.rmtree(scratch)

@@ -42,10 +42,10 @@ class Collision:
 
 @dataclasses.dataclass
 class Result:
-    """What became of a patch: alone says that it needed no three-way merge."""
+    """What became of a patch."""
 
     subject: str
-    alone: bool
+    state: str  # "ok", "3-way", the folder of the variant that was taken, or "CONFLICT"
     collisions: list
 
 
@@ -160,14 +160,31 @@ def merge(commit, onto, *options):
     return first, files
 
 
-def applies_alone(commit, onto):
-    """Says whether a commit's patch applies without a three-way merge."""
+def applied(patch, onto, *options):
+    """Returns the tree that a patch makes of a commit, or nothing where it does not apply."""
     with tempfile.TemporaryDirectory() as scratch:
         index = os.path.join(scratch, "index")
-        patch = os.path.join(scratch, "patch")
         tree.git("read-tree", onto, index=index)
-        tree.git(*DIFF, "--binary", f"--output={patch}", f"{commit}^", commit)
-        return run("apply", "--cached", "--check", patch, index=index)[0] == 0
+        if run("apply", "--cached", *options, patch, index=index)[0]:
+            return None
+        return tree.git("write-tree", index=index)
+
+
+def applies_alone(commit, onto):
+    """Says whether a commit's patch applies without a three-way merge."""
+    with tempfile.NamedTemporaryFile() as patch:
+        tree.git(*DIFF, "--binary", f"--output={patch.name}", f"{commit}^", commit)
+        return bool(applied(patch.name, onto))
+
+
+def variant(subject, onto):
+    """Returns the first variant of a patch that applies, as (folder, tree), or nothing."""
+    for path in tree.variants():
+        if tree.subject(path.read_text()) == subject:
+            content = applied(path, onto, "--3way")
+            if content:
+                return path.parent, content
+    return None
 
 
 def copy(commit, content, parent):
@@ -182,10 +199,16 @@ def rebase(commits, bases):
     """Moves commits to another base and yields (the new commit, what became of the old one)."""
     onto = bases.new
     for commit in commits:
+        subject = tree.git("log", "-1", "--format=%s", commit)
         content, files = merge(commit, onto)
-        alone = not files and applies_alone(commit, onto)
-        found = [one for path in files for one in collisions(commit, onto, path, bases)]
-        if files:
+        found, other = [], files and variant(subject, onto)
+        if other:
+            state, content = other[0].name, other[1]
+        elif files:
+            state = "CONFLICT"
+            found = [one for path in files for one in collisions(commit, onto, path, bases)]
             content, _ = merge(commit, onto, "-X", "theirs")
+        else:
+            state = "ok" if applies_alone(commit, onto) else "3-way"
         onto = copy(commit, content, onto)
-        yield onto, Result(tree.git("log", "-1", "--format=%s", commit), alone, found)
+        yield onto, Result(subject, state, found)

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Checks the series patch by patch: none may need a later one."""
 
+import functools
+import hashlib
+import pathlib
 import re
 import subprocess
 
 import checkpatch
 import kernel
 import rust
+import sparse
 import tree
-from common import LabError, output, say, step
+from common import CACHE, LAB, LabError, output, say, step
 from overlay import overlays
 
 # Files of these make no difference to a kernel.
@@ -34,9 +38,6 @@ COMPILED = ["4k-gcc", "16k", "64k"]
 ASIDE = ["checkpatch", "sparse", "Rust", "nVHE", "docs"]
 COLUMNS = [*LINKED, *COMPILED, *ASIDE]
 
-# What the Makefile says of a sparse that its scripts/checker-valid.sh does not like.
-NO_SPARSE = "sparse is not available or not up to date"
-
 NVHE = "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.o"
 
 
@@ -57,6 +58,57 @@ def concerns_kernel(commit):
     return any(not name.startswith(NOT_KERNEL) for name in files(commit))
 
 
+def columns(commit):
+    """Returns the columns in which a patch has something to show."""
+    names = files(commit)
+    found = ["checkpatch"]
+    if concerns_kernel(commit):
+        found += [*LINKED, *COMPILED, "sparse", "nVHE"]
+    if any(name.endswith(".rs") for name in names):
+        found.append("Rust")
+    if any(name.startswith("Documentation/virt/") or name.endswith(".h") for name in names):
+        found.append("docs")
+    return found
+
+
+class Passed:
+    """What has passed, by all that it depends on, so that nothing is looked at twice."""
+
+    def __init__(self):
+        self.path = CACHE / "passed"
+        self.keys = set(self.path.read_text().split()) if self.path.exists() else set()
+        state = hashlib.sha256()
+        names = ["steps.py", "checkpatch.py", "kernel.py", "rust.py", "sparse.py"]
+        tools = [*(LAB / name for name in names), *sorted((LAB / "config").iterdir())]
+        for path in [*tools, pathlib.Path("/var/lib/dpkg/status")]:
+            state.update(path.read_bytes() if path.exists() else b"")
+        self.tools = state.hexdigest()
+
+    def key(self, column, number, commit):
+        """Returns what the look at a patch depends on, as a checksum."""
+        if column == "checkpatch":
+            state = tree.patch_files()[number].read_text()
+        elif column == "docs":
+            state = content(commit, ())
+        else:
+            state = content(commit, NOT_KERNEL)
+        text = "\n".join([column, self.tools, content("base", ()), state])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def add(self, key):
+        """Remembers that something has passed."""
+        with open(self.path, "a", encoding="ascii") as file:
+            file.write(f"{key}\n")
+
+
+@functools.cache
+def content(commit, without):
+    """Returns a checksum of what a commit holds, but for some directories."""
+    lines = tree.git("ls-tree", "-r", commit).splitlines()
+    kept = [line for line in lines if not line.partition("\t")[2].startswith(without)]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
 def remarks(text, what="warning|error"):
     """Returns the lines of a log that are remarks, without the numbers of their lines."""
     lines = [line for line in text.splitlines() if re.search(what, line)]
@@ -64,26 +116,35 @@ def remarks(text, what="warning|error"):
 
 
 class Build:
-    """A build of the tree, of whatever is checked out."""
+    """A build of one commit after the other."""
 
-    def __init__(self, variant, jobs):
-        self.variant, self.jobs = variant, jobs
-        self.path = kernel.kernel(tree.TREE, variant, jobs)
+    def __init__(self, variant, jobs, *words):
+        """Prepares for builds by make with some words."""
+        self.variant, self.jobs, self.words = variant, jobs, words
+        ready = ["Image"] if variant in LINKED else ["prepare"]
+        self.path = kernel.kernel(tree.TREE, variant, jobs, ready)
+        self.old = set()
 
     def configure(self):
         """Configures anew: a patch may bring a symbol."""
         kernel.write_config(tree.TREE, self.path, self.variant)
 
-    def make(self, what, *words):
+    def make(self, what):
         """Runs make and returns its log."""
-        command = kernel.make(tree.TREE, self.path, "-s", *words, jobs=self.jobs)
+        command = kernel.make(tree.TREE, self.path, "-s", *self.words, jobs=self.jobs)
         log = step(f"{what} ({self.variant})", command, f"step-{self.variant}")
         return log.read_text(errors="replace")
 
-    def compile(self, subject, *words):
-        """Configures and builds a commit, and returns the remarks."""
+    def compile(self, commit, subject):
+        """Checks out and builds a commit, and returns the remarks that the base does not have."""
+        tree.git("checkout", "--quiet", "--force", "--detach", commit)
         self.configure()
-        return remarks(self.make(f"building '{subject}'", *words))
+        found = remarks(self.make(f"building '{subject}'"))
+        return [line for line in found if line not in self.old]
+
+    def compile_base(self):
+        """Builds the base: what that has to say for itself is not the series' doing."""
+        self.old = set(self.compile("base", "the base"))
 
 
 def attempt(check, *arguments):
@@ -131,42 +192,40 @@ def documentation_remarks(names):
     return found
 
 
-def first_build(jobs):
-    """Builds each patch, looks at all that can be seen of it there, and yields what is wrong as
+def first_build(numbers, jobs):
+    """Builds patches, looks at all that can be seen of them there, and yields what is wrong as
     (number, column, remarks)."""
-    build = Build(FIRST, jobs)
+    checker = sparse.find(tree.TREE)
+    if not checker:
+        say("the tree wants a newer sparse than there is: that column stays empty")
+    build = Build(FIRST, jobs, *(["C=1", f"CHECK={checker}"] if checker else []), "Image")
     touched = tree.touched_files()
     with overlays(tree.TREE, build.path):
-        tree.git("checkout", "--quiet", "--force", "--detach", "base")
-        build.configure()
-        # What the base has to say for itself is not the series' doing.
-        text = build.make("building the base", "C=1", "Image")
-        has_sparse = NO_SPARSE not in text
-        if not has_sparse:
-            say("the tree wants a newer sparse than there is: that column stays empty")
-        old = set(remarks(text))
+        build.compile_base()
         old_symbols = nvhe_symbols(build)
         old_docs = set(documentation_remarks([name for name in touched if in_base(name)]))
 
         for number, (commit, subject) in enumerate(commits()):
-            names = files(commit)
-            tree.git("checkout", "--quiet", "--force", "--detach", commit)
+            if number not in numbers:
+                continue
+            here = columns(commit)
             patch = tree.patch_files()[number]
             yield number, "checkpatch", checkpatch.patch_remarks(tree.TREE, False, patch)
-            if concerns_kernel(commit):
-                said = attempt(build.compile, subject, "C=1", "Image")
-                # The compiler's and sparse's look alike.
-                new = [line for line in said if line not in old]
-                yield number, FIRST, new
-                if has_sparse:
-                    yield number, "sparse", new
-                if new:
+            if FIRST in here:
+                wrong = attempt(build.compile, commit, subject)
+                yield number, FIRST, wrong
+                # The compiler's remarks and sparse's look alike.
+                if checker:
+                    yield number, "sparse", wrong
+                if wrong:
                     continue
                 yield number, "nVHE", sorted(nvhe_symbols(build) - old_symbols)
-            if any(name.endswith(".rs") for name in names):
-                yield number, "Rust", attempt(rust_remarks, build, names)
-            if any(name.startswith("Documentation/virt/") or name.endswith(".h") for name in names):
-                docs = attempt(documentation_remarks, names)
+            else:
+                tree.git("checkout", "--quiet", "--force", "--detach", commit)
+            if "Rust" in here:
+                yield number, "Rust", attempt(rust_remarks, build, files(commit))
+            if "docs" in here:
+                docs = attempt(documentation_remarks, files(commit))
                 yield number, "docs", [line for line in docs if line not in old_docs]
 
 
@@ -175,23 +234,38 @@ def in_base(name):
     return bool(tree.git("ls-tree", "base", "--", name))
 
 
-def other_build(variant, jobs):
-    """Builds each patch that concerns a kernel in another way, and yields what is wrong."""
-    build = Build(variant, jobs)
-    words = ["Image"] if variant in LINKED else ["W=1", "arch/arm64/kvm/"]
+def other_build(variant, numbers, jobs):
+    """Builds patches in another way, and yields what is wrong."""
+    build = Build(variant, jobs, *(["Image"] if variant in LINKED else ["W=1", "arch/arm64/kvm/"]))
     with overlays(tree.TREE, build.path):
+        build.compile_base()
         for number, (commit, subject) in enumerate(commits()):
-            if not concerns_kernel(commit):
-                continue
-            tree.git("checkout", "--quiet", "--force", "--detach", commit)
-            yield number, variant, attempt(build.compile, subject, *words)
+            if number in numbers:
+                yield number, variant, attempt(build.compile, commit, subject)
 
 
 def check_each(jobs=None):
-    """Checks each patch in each way, and yields what is wrong as (number, column, remarks)."""
-    yield from first_build(jobs)
+    """Checks each patch in each way that has not passed yet, and yields what is wrong as (number,
+    column, remarks)."""
+    passed = Passed()
+    keys = {
+        (number, column): passed.key(column, number, commit)
+        for number, (commit, _) in enumerate(commits())
+        for column in columns(commit)
+    }
+    left = {place for place, key in keys.items() if key not in passed.keys}
+    for number, column in sorted(keys.keys() - left):
+        yield number, column, []
+
+    builds = {(FIRST, *ASIDE): first_build}
     for variant in [*LINKED[1:], *COMPILED]:
-        yield from other_build(variant, jobs)
+        builds[(variant,)] = functools.partial(other_build, variant)
+    for here, build in builds.items():
+        numbers = {number for number, column in left if column in here}
+        for number, column, wrong in build(numbers, jobs) if numbers else ():
+            if not wrong:
+                passed.add(keys[number, column])
+            yield number, column, wrong
 
 
 def table(results):

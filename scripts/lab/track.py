@@ -165,8 +165,7 @@ def report(results, found):
     """Shows what becomes of each patch, and returns the collisions with the patch's number."""
     collisions = []
     for number, result in enumerate(results, 1):
-        state = "CONFLICT" if result.collisions else "ok" if result.alone else "3-way"
-        print(f"{state:9} {number:2} {result.subject}")
+        print(f"{result.state:9} {number:2} {result.subject}")
         for collision in result.collisions:
             collisions.append((number, collision))
             print("\n".join(f"             {line}" for line in describe(collision, found)))

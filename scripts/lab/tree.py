@@ -75,6 +75,17 @@ def patch_files(folder=None):
     return sorted((folder or PATCHES).glob("[0-9][0-9][0-9][0-9]-*.patch"))
 
 
+def variants():
+    """Returns patches in another form, which the base that their folder is named after needs."""
+    return sorted(PATCHES.glob("*/[0-9][0-9][0-9][0-9]-*.patch"))
+
+
+def series_for(folder):
+    """Returns the patches, those of which a folder has a variant in that form."""
+    names = {path.name: path for path in variants() if path.parent == folder}
+    return [names.get(path.name, path) for path in patch_files()]
+
+
 def cover_file(folder=None):
     """Returns the cover letter; by its name 'git am patches/*.patch' leaves it out."""
     return (folder or PATCHES) / "0000-cover-letter.txt"
@@ -83,7 +94,7 @@ def cover_file(folder=None):
 def digest():
     """Returns a checksum of the patches and of the base they name."""
     state = hashlib.sha256()
-    for path in [PATCHES / "base", *patch_files()]:
+    for path in [PATCHES / "base", *patch_files(), *variants()]:
         state.update(path.read_bytes())
     return state.hexdigest()
 
@@ -156,6 +167,13 @@ def is_ancestor(one, other):
     """Says whether a commit has another as its descendant."""
     words = ["merge-base", "--is-ancestor", one, other]
     return succeeds(["git", "-C", TREE, *words], env=environment())
+
+
+def subject(mail):
+    """Returns the subject of a patch or cover letter, without what is in brackets, or nothing."""
+    head = mail.partition("\n\n")[0]
+    match = re.search(r"^Subject: (?:\[.*?\] )?(.*(?:\n .*)*)", head, re.MULTILINE)
+    return re.sub(r"\n ", " ", match[1]) if match else ""
 
 
 def applied_file():
@@ -237,10 +255,9 @@ def am(tree, patches, *options, identity=ROLE):
         )
     if result.returncode:
         failed = git("am", "--show-current-patch=raw", tree=tree)
-        subject = re.search(r"^Subject: (?:\[.*?\] )?(.*)$", failed, re.MULTILINE)
         git("am", "--abort", tree=tree)
         raise LabError(
-            f"the patch '{subject[1] if subject else '?'}' does not apply to {tree}:\n"
+            f"the patch '{subject(failed) or '?'}' does not apply to {tree}:\n"
             f"{tail(log, 8)}\nThe tree is as it was before."
         )
 
@@ -287,6 +304,17 @@ def borrow_objects(repository):
         alternates.write(f"{TREE / '.git/objects'}\n")
 
 
+def am_near(clone):
+    """Applies the patches to a tree that is near to their base or to that of a variant."""
+    errors = []
+    for folder in [PATCHES, *sorted({path.parent for path in variants()})]:
+        try:
+            return am(clone, series_for(folder), "--3way")
+        except LabError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def user_tree(path):
     """Returns a clone of the user's own kernel tree, with the series on a branch of its own."""
     source = pathlib.Path(path).resolve()
@@ -317,14 +345,14 @@ def user_tree(path):
         say(f"applying {len(patch_files())} patches to {head[:12]}")
         git("checkout", "--quiet", "--force", "-B", "kvm-userfault", head, tree=clone)
         try:
-            am(clone, patch_files(), "--3way")
+            am_near(clone)
         except LabError as error:
             if "sha1 information is lacking" not in str(error):
                 raise
             # A shallow clone may not have what the patches were made on, but the lab does.
             make_base()
             borrow_objects(clone)
-            am(clone, patch_files(), "--3way")
+            am_near(clone)
         state.write_text(f"{digest()} {head}\n")
     return clone
 
@@ -384,13 +412,14 @@ def actual_mirrors():
 def cover_text(folder=None):
     """Returns the cover letter's subject and text, without what format-patch adds."""
     path = cover_file(folder)
-    head, _, body = path.read_text().partition("\n\n")
-    subject = re.search(r"^Subject: (?:\[.*?\] )?(.*(?:\n .*)*)", head, re.MULTILINE)
-    if not subject:
+    text = path.read_text()
+    title = subject(text)
+    if not title:
         raise LabError(f"{path} has no Subject")
     # What format-patch adds begins with the authors and their patches.
+    body = text.partition("\n\n")[2]
     body = re.split(r"^\S.* \(\d+\):\n(?=  )", body, maxsplit=1, flags=re.MULTILINE)[0]
-    return re.sub(r"\n ", " ", subject[1]) + "\n\n" + body.rstrip() + "\n"
+    return f"{title}\n\n{body.rstrip()}\n"
 
 
 def format_patches(directory, tree=None, identity=ROLE):
@@ -471,7 +500,17 @@ def check():
             wrong.append(f"{name} is not in the patches")
         elif actual[name] != expected[name]:
             wrong.append(f"{name} differs from what the patches produce")
+    for path in variants():
+        original = PATCHES / path.name
+        if not original.exists() or message(original) != message(path):
+            name = path.relative_to(REPO)
+            wrong.append(f"{name} is not a patch of the series with the same message")
     work = own_work()
     if work:
         wrong.append(f"{TREE} holds {work}")
     return wrong
+
+
+def message(patch):
+    """Returns a patch without its diff."""
+    return patch.read_text().partition("\n---\n")[0]

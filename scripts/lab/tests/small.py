@@ -103,6 +103,14 @@ class Small(unittest.TestCase):
         remote = {"remote": str(self.root / "nowhere"), "branch": "next"}
         base.pin(PACKAGE | remote | {"tree": content} | fields)
 
+    def add_variant(self):
+        """Adds a variant of the first patch, for a base on which line 15 is another."""
+        original = self.patches / "0001-KVM-Add-a-file.patch"
+        variant = self.patches / "7.2" / original.name
+        variant.parent.mkdir()
+        variant.write_text(original.read_text().replace("-line 15;", "-line fifteen;"))
+        return variant
+
     def write(self, name, text):
         """Writes a file of the tree."""
         path = self.tree / name

@@ -76,6 +76,16 @@ class Series(small.Small):
         wrong = ["MAINTAINERS.snippet differs from what the patches produce"]
         self.assertEqual(tree.check(), wrong)
 
+    def test_variant(self):
+        """A variant has the name and the message of its patch, or is named."""
+        variant = self.add_variant()
+        self.assertEqual(tree.check(), [])
+        wrong = "patches/7.2/0001-KVM-Add-a-file.patch is not a patch of the series with the same message"
+        variant.write_text(variant.read_text().replace("Assisted-by", "Signed-off-by"))
+        self.assertEqual(tree.check(), [wrong])
+        variant.rename(variant.with_name("0003-Another.patch"))
+        self.assertEqual(tree.check(), [wrong.replace("0001-KVM-Add-a-file", "0003-Another")])
+
     def test_another_base(self):
         """The tree takes the base that patches/base names, and keeps work that is not exported."""
         self.git("checkout", "--quiet", "-b", "newer", "base")

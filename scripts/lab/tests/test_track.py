@@ -120,6 +120,23 @@ class Track(small.Small):
         self.assertIn("ok         2 MAINTAINERS", text)
         self.assertEqual(self.state(), before)
 
+    def test_variant(self):
+        """Where a patch has a variant that fits, it is taken, and named by its folder."""
+        self.add_variant()
+        self.upstream(SUBJECT, main=small.MAIN.replace("line 15;", "line fifteen;"))
+        code, exported, text = self.track()
+        self.assertIn("7.2        1 KVM: Add a file\nok         2 MAINTAINERS", text)
+        self.assertEqual((code, exported), (0, True))
+        self.assertIn("line 15, with userfault;", (self.tree / "virt/kvm/kvm_main.c").read_text())
+
+    def test_variant_that_does_not_fit(self):
+        """A variant for another base changes nothing about a conflict."""
+        self.add_variant()
+        self.upstream(SUBJECT, main=small.MAIN.replace("line 15;", "line XV;"))
+        code, _, text = self.track()
+        self.assertEqual(code, 1)
+        self.assertIn("+line XV;", text)
+
     def test_source_without_history(self):
         """Where there is no history the lines that differ still say why."""
         main = small.MAIN.replace("line 15;", "line fifteen;")

@@ -64,12 +64,14 @@ class UserTree(small.Small):
         self.assertEqual((self.user / "Makefile").read_text(), "mine\n")
 
     def test_conflict(self):
-        """A patch that does not fit is named."""
+        """A patch that does not fit is named, unless it has a variant that does."""
         text = UNRELATED.replace("line 15;", "line fifteen;")
         (self.user / "virt/kvm/kvm_main.c").write_text(text)
         self.git("commit", "--quiet", "--all", "--message=Related", tree=self.user)
         with self.assertRaisesRegex(LabError, "'KVM: Add a file' does not apply"):
             tree.user_tree(self.user)
+        self.add_variant()
+        self.check(self.user, UNRELATED)
 
     def test_no_tree(self):
         """A folder that is no kernel, or no git checkout, is refused."""
