@@ -10,7 +10,7 @@
 
 #include <linux/types.h>
 
-/* The size, in bytes, that a mapping of @gfn may have that could have @size. */
+/* The largest size in bytes, at most @size, that a mapping of @gfn may have. */
 u64 kvm_userfault_map_size(const u8 __user *bitmap, u64 base_gfn, u64 npages,
 			   u64 gfn, u64 size);
 
@@ -37,7 +37,7 @@ kvm_userfault_commit(bool was_userfault, bool is_userfault,
 bool kvm_userfault_unmap_marked(struct kvm *kvm, const u8 __user *bitmap,
 				u64 base_gfn, u64 npages);
 
-/* What the helper calls to do that. */
+/* Called by the helper, and part of mmu.c. */
 u64 kvm_userfault_skip_unmapped(struct kvm *kvm, u64 gfn);
 void kvm_userfault_unmap(struct kvm *kvm, u64 gfn, u64 npages);
 

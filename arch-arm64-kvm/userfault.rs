@@ -25,6 +25,7 @@ use kernel::{
     }, //
 };
 
+// The root of this crate is among the C files, its modules are in a folder.
 #[path = "userfault/bitmap.rs"]
 pub mod bitmap;
 #[path = "userfault/commit.rs"]
@@ -142,7 +143,7 @@ pub unsafe extern "C" fn kvm_userfault_commit(
 ///
 /// # Safety
 ///
-/// `kvm` is a valid VM.
+/// `kvm` must point to a valid `struct kvm`, whose `slots_lock` is held.
 #[export]
 pub unsafe extern "C" fn kvm_userfault_unmap_marked(
     kvm: *mut bindings::kvm,
@@ -153,14 +154,14 @@ pub unsafe extern "C" fn kvm_userfault_unmap_marked(
     let slot = slot::Slot::new(slot::Gfn(base_gfn), npages);
     let bitmap = bitmap::Bitmap::new(bitmap);
     let skip = |page| {
-        // SAFETY: The VM is valid by the safety requirements.
+        // SAFETY: `kvm` is valid by the safety requirements.
         let gfn = unsafe { bindings::kvm_userfault_skip_unmapped(kvm, slot.gfn(page).0) };
         gfn.saturating_sub(base_gfn)
     };
     let read = |start, bytes: &mut [u8]| bitmap.read(start, bytes);
     let unmap = |pages: slot::Pages| {
         let gfn = slot.gfn(pages.first).0;
-        // SAFETY: The VM is valid by the safety requirements.
+        // SAFETY: `kvm` is valid by the safety requirements.
         unsafe { bindings::kvm_userfault_unmap(kvm, gfn, pages.count()) };
     };
     commit::unmap_marked(slot.pages(), skip, read, unmap).is_ok()

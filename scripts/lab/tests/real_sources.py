@@ -85,7 +85,7 @@ class RealSources(unittest.TestCase):
         """On 7.3-rc7 the series fits with the variant of the patch that binds guest_memfd."""
         code, text = self.track("7.3-rc7")
         self.assertEqual((code, self.states(text)), (0, {"ok", "3-way", "7.3-rc7"}))
-        self.assertRegex(text, "(?m)^7.3-rc7 +2 KVM: guest_memfd: Keep the binding")
+        self.assertRegex(text, "(?m)^7.3-rc7 +4 KVM: guest_memfd: Keep the binding")
 
     def test_7_2_12(self):
         """On 7.2.12 the hunks that need a hand are named, and no other."""

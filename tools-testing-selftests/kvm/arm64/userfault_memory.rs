@@ -6,6 +6,7 @@
 
 use libkvm::{
     fixture::{
+        need_block,
         needs_userfault,
         Machine,
         GPA,
@@ -25,6 +26,7 @@ use libkvm::{
     Region,
     Uffd,
     Vm,
+    KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
     KVM_MEM_USERFAULT, //
 };
@@ -209,28 +211,78 @@ fn accesses_of_kvm_are_for_userfaultfd() {
     );
 }
 
+/// Returns a machine whose guest has memory tagging.
+fn machine_with_tags(backing: Backing, pages: usize, entry: guest::Entry) -> Machine {
+    match Vm::with_mte(1, pages, entry) {
+        Ok((vm, vcpus)) => Machine::with_vm(vm, vcpus, backing, pages),
+        Err(error) => ktap::skip(format!("no memory tagging: {error:?}")),
+    }
+}
+
 /// Tags that are restored along with a page are there when its mark is cleared.
 fn tags_are_restored() {
-    let (mut vm, mut vcpus) = match Vm::with_mte(1, PAGES, guest::read_tags) {
-        Ok(made) => made,
-        Err(error) => ktap::skip(format!("no memory tagging: {error:?}")),
-    };
-    let slot = vm.add_slot(Backing::Anonymous, SLOT, GPA, PAGES);
-    vcpus[0].set_args([GPA, PAGES as u64, host_page_size() as u64]);
+    let mut machine = machine_with_tags(Backing::Anonymous, PAGES, guest::read_tags);
     let bitmap = Bitmap::marked(PAGES);
-    assert_eq!(slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)), Ok(()));
+    machine.enable(&bitmap);
 
     for page in 0..PAGES {
         let tag = page as u8 % 15 + 1;
-        let exit = vcpus[0].run();
-        assert!(
-            matches!(exit, Exit::Userfault { gpa, .. } if gpa == slot.gpa(page)),
-            "{exit:x?}"
-        );
-        slot.write(page, 0, 0);
-        assert_eq!(slot.set_tags(page, tag), Ok(()));
+        assert_eq!(machine.run(), machine.userfault(page));
+        machine.slot.write(page, 0, 0);
+        assert_eq!(machine.slot.set_tags(page, tag), Ok(()));
         bitmap.clear(page);
-        assert_eq!(vcpus[0].run(), Exit::Sync(page as u64, tag.into()));
+        assert_eq!(machine.run(), Exit::Sync(page as u64, tag.into()));
+    }
+}
+
+/// A hugetlb page that is mapped page by page has no tags of whoever had it before, whether the
+/// guest touches it first or the VMM restores tags of one of its pages.
+fn tags_of_others_are_not_seen() {
+    let backing = Backing::AnonymousHugetlb;
+    if !Backing::available().contains(&backing) {
+        ktap::skip("no hugetlb pages: raise /proc/sys/vm/nr_hugepages");
+    }
+    let pages = backing.pages_per_page();
+    for restored in [0, 3] {
+        let before = machine_with_tags(backing, pages, guest::read_tags);
+        for page in 0..pages {
+            assert_eq!(before.slot.set_tags(page, 7), Ok(()));
+        }
+        drop(before);
+
+        let mut machine = machine_with_tags(backing, pages, guest::read_tags);
+        let bitmap = Bitmap::new(pages);
+        // A mark in it keeps the block from being mapped.
+        bitmap.mark(pages - 1);
+        machine.enable(&bitmap);
+        if restored != 0 {
+            assert_eq!(machine.slot.set_tags(0, restored), Ok(()));
+        }
+        assert_eq!(machine.run(), Exit::Sync(0, restored.into()));
+        for page in 1..pages - 1 {
+            assert_eq!(machine.run(), Exit::Sync(page as u64, 0));
+        }
+    }
+}
+
+/// Where a permission fault makes a page a block, the VMM sees the tags that the guest sets in all
+/// of it.
+fn tags_of_a_block_that_was_a_page() {
+    let backing = Backing::AnonymousThp;
+    let pages = backing.pages_per_page();
+    let mut machine = machine_with_tags(backing, pages, guest::write_tags);
+    machine.fill();
+
+    let slot = &machine.slot;
+    assert_eq!(slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES, None), Ok(()));
+    assert_eq!(machine.vcpus[0].run(), Exit::Sync(0, 0));
+    assert_eq!(slot.set_flags(0, None), Ok(()));
+    assert_eq!(machine.vcpus[0].run(), Exit::Sync(1, 0));
+    need_block(machine.mappings());
+    assert_eq!(machine.run(), Exit::Sync(2, 0));
+    for page in 0..pages {
+        let tags = machine.slot.tags(page).expect("the VMM cannot read tags");
+        assert_eq!(tags[0], guest::TAG, "page {page}");
     }
 }
 
@@ -243,6 +295,8 @@ test_main! {
         memory_of_a_driver,
         poisoned_page_exits_while_marked,
         tags_are_restored,
+        tags_of_others_are_not_seen,
+        tags_of_a_block_that_was_a_page,
         accesses_of_kvm_are_for_userfaultfd,
     ]
 }

@@ -145,6 +145,25 @@ pub extern "C" fn read_tags(base: u64, pages: u64, stride: u64) -> ! {
     }
 }
 
+/// Guest code that reads a word, writes it, and gives the first granule of each page the tag
+/// [`TAG`]. The host sees an exit after each of the three.
+pub extern "C" fn write_tags(base: u64, pages: u64, stride: u64) -> ! {
+    enable_tags();
+    sync(0, read(base));
+    write(base, 1);
+    sync(1, 0);
+    let mut page = 0;
+    while page < pages {
+        write_tag(base.wrapping_add(page.wrapping_mul(stride)), TAG);
+        page = page.wrapping_add(1);
+    }
+    sync(2, 0);
+    done()
+}
+
+/// The tag that [`write_tags`] writes.
+pub const TAG: u8 = 5;
+
 /// Makes the memory that libkvm maps tagged, and tags accessible.
 #[inline(always)]
 fn enable_tags() {
@@ -175,6 +194,14 @@ fn read_tag(address: u64) -> u64 {
     // SAFETY: In the guest, see the module's documentation.
     unsafe { asm!(".inst 0xd9600020 // ldg x0, [x1]", inout("x0") value, in("x1") address) };
     (value >> 56) & 0xf
+}
+
+/// Writes the tag of an address.
+#[inline(always)]
+fn write_tag(address: u64, tag: u8) {
+    let tagged = address | u64::from(tag) << 56;
+    // SAFETY: In the guest, see the module's documentation.
+    unsafe { asm!(".inst 0xd9200820 // stg x0, [x1]", in("x0") tagged, in("x1") address) };
 }
 
 /// Reads a word.

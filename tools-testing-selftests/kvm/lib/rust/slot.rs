@@ -278,13 +278,25 @@ impl Slot {
 
     /// Sets all tags of a page.
     pub fn set_tags(&self, page: usize, tag: u8) -> Result<(), Errno> {
-        let tags = vec![tag; host_page_size() / 16];
+        let mut tags = vec![tag; host_page_size() / 16];
+        self.copy_tags(page, &mut tags, bindings::KVM_ARM_TAGS_TO_GUEST)
+    }
+
+    /// Returns the tags of a page, one for each 16 bytes.
+    pub fn tags(&self, page: usize) -> Result<Vec<u8>, Errno> {
+        let mut tags = vec![0; host_page_size() / 16];
+        self.copy_tags(page, &mut tags, bindings::KVM_ARM_TAGS_FROM_GUEST)?;
+        Ok(tags)
+    }
+
+    fn copy_tags(&self, page: usize, tags: &mut [u8], direction: u32) -> Result<(), Errno> {
         let mut copy = bindings::kvm_arm_copy_mte_tags {
             guest_ipa: self.gpa(page),
             length: host_page_size() as u64,
+            flags: direction.into(),
             ..Default::default()
         };
-        copy.addr = tags.as_ptr() as *mut _;
+        copy.addr = tags.as_mut_ptr().cast();
         self.ioctl(bindings::LIBKVM_ARM_MTE_COPY_TAGS, &copy)
     }
 
