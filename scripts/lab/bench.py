@@ -203,7 +203,7 @@ def program():
         "--machine", action="append", choices=MACHINES, help="may be repeated; default: both"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="what takes long left out: under 3 minutes"
+        "--quick", action="store_true", help="leave out what takes long: under 3 minutes"
     )
     parser.add_argument(
         "--output",

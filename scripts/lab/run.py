@@ -115,16 +115,16 @@ def program():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_options(parser)
-    parser.add_argument("--machine", choices=machine.MACHINES, help="default: vhe")
-    parser.add_argument("--pages", choices=machine.PAGES, help="default: 4k")
-    parser.add_argument("--matrix", action="store_true", help="all machines and pages, in a table")
+    parser.add_argument("--machine", choices=machine.MACHINES, help="default: vhe, or all")
+    parser.add_argument("--pages", choices=machine.PAGES, help="default: 4k, or all")
+    parser.add_argument("--matrix", action="store_true", help="all of these, in a table")
     parser.add_argument(
         "--debug", action="store_true", help="a kernel with lockdep, KASAN, kmemleak and UBSAN"
     )
     parser.add_argument("--tree", metavar="DIR", help="a kernel checkout to use as the base")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("--shell", action="store_true", help="give a prompt on the machine")
-    parser.add_argument("--timeout", type=int, default=1200, metavar="S", help="default: 1200")
+    parser.add_argument("--timeout", type=int, default=1200, metavar="S", help="seconds for a boot; default: 1200")
     parser.add_argument("command", nargs="*", help="what to run on the machine, after --")
     args = parser.parse_args()
     if args.matrix and (args.shell or args.command):

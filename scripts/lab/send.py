@@ -25,21 +25,22 @@ MAILS = CACHE / "send" / "mails"
 HOME = CACHE / "send" / "home"
 BRANCH = "b4/kvm-userfault"
 B4 = ["b4", "--no-interactive", "--offline-mode", "--no-stdin"]
-# b4's own template without base-commit: a base from a Debian package is no commit of anybody else.
+# b4's own template, but for the base: that from a Debian package is no commit of anybody else.
 COVER = """\
-${cover}
+${{cover}}
 
 ---
-${shortlog}
+${{shortlog}}
 
-${diffstat}
+${{diffstat}}
 ---
-change-id: ${change_id}
-${prerequisites}
+{base}change-id: ${{change_id}}
+${{prerequisites}}
 Best regards,
 --\N{SPACE}
-${signature}
+${{signature}}
 """
+BASE = "base-commit: ${base_commit}\n"
 
 
 def environment(identity):
@@ -52,8 +53,6 @@ def environment(identity):
         # b4's own default has --mailback, under which a missing sign-off can go unnoticed.
         "b4.prep-perpatch-check-cmd": "scripts/checkpatch.pl -q --terse --no-summary --showfile",
     }
-    if "commit" not in base.pinned():
-        config["b4.prep-cover-template"] = str(HOME / "cover")
     home = {"HOME": str(HOME), "XDG_DATA_HOME": str(HOME), "XDG_CACHE_HOME": str(HOME)}
     return tree.environment(identity=identity, config=config) | home
 
@@ -61,10 +60,14 @@ def environment(identity):
 def clone():
     """Makes b4's clone of the tree, or brings it up to date; its branch stays."""
     HOME.mkdir(parents=True, exist_ok=True)
-    (HOME / "cover").write_text(COVER)
     if not (CLONE / ".git").exists():
         words = ["git", "clone", "--quiet", "--shared", "--no-checkout", tree.TREE, CLONE]
         step("cloning the tree for b4", words, "send-clone", env=tree.environment())
+    # The clone's own setting, for the submitter's 'b4 send' to write the same mails.
+    template = HOME / "cover"
+    has_commit = "commit" in base.pinned()
+    template.write_text(COVER.format(base=BASE if has_commit else ""))
+    tree.git("config", "b4.prep-cover-template", template, tree=CLONE)
     tree.abort_am(CLONE)
     tree.git("fetch", "--quiet", "origin", "base", tree=CLONE)
     tree.git("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD", tree=CLONE)

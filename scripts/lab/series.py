@@ -66,7 +66,7 @@ def sign_patches(args):
     print(
         f"{folder} holds the series as {name} <{address}> would send it. The Signed-off-by under"
         " each patch certifies the Developer's Certificate of Origin"
-        " (Documentation/process/submitting-patches.rst): read the patches before you send them."
+        " (the kernel's Documentation/process/submitting-patches.rst): read what you send."
     )
     return 0
 
@@ -113,10 +113,10 @@ def program():
     one.add_argument("--branch", help="default: what patches/base names")
     one.add_argument("--dry-run", action="store_true", help="only say what would become of it")
     one.add_argument("--no-test", action="store_true", help="leave out scripts/test afterwards")
-    one = command(sign_patches, "sign", "copy the series with you as its author and signature")
+    one = command(sign_patches, "sign", "copy the series with you as its author, signed off by you")
     one.add_argument("--output", metavar="DIR", help=f"default: {sign.SIGNED}")
     one = command(send_patches, "send", "write the mails that b4 would send, and prove them")
-    one.add_argument("--dry-run", action="store_true", help="has to be given: nothing is sent")
+    one.add_argument("--dry-run", action="store_true", help="required: the mails are only written")
     one.add_argument(
         "--from", metavar="DIR", dest="source", help="default: the signed series, else patches/"
     )

@@ -226,7 +226,7 @@ def program():
     parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__)
     add_common_options(parser)
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
-    parser.add_argument("only", nargs="*", help="words; only checks that have one of them run")
+    parser.add_argument("only", nargs="*", help="run only checks that have one of these words")
     args = parser.parse_args()
 
     checks = Checks(args.only)

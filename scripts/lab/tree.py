@@ -20,6 +20,7 @@ BASE_DATE = "2026-01-01T00:00:00Z"
 ROLE = ("KVM userfault series", "series@kvm-userfault.invalid")
 
 # What the tree holds after work on the series.
+UNCOMMITTED = "uncommitted changes"
 UNEXPORTED = "commits that are not exported"
 
 # Where the files that the series adds are shown in the repo.
@@ -220,7 +221,7 @@ def own_work():
         return ""
     recover()
     if git("status", "--porcelain"):
-        return "uncommitted changes"
+        return UNCOMMITTED
     if git("rev-parse", "--abbrev-ref", "HEAD") != BRANCH:
         return f"another branch than '{BRANCH}' checked out"
     state = applied_file()
@@ -233,9 +234,12 @@ def keep_own_work(force=False, but=""):
     """Refuses to go on where the tree holds what the patches do not; returns it if forced."""
     work = own_work()
     if work and work != but and not force:
+        save = {
+            UNCOMMITTED: "Commit them there and run 'scripts/series export'",
+            UNEXPORTED: "Save them with 'scripts/series export'",
+        }.get(work, f"Check out '{BRANCH}' there")
         raise LabError(
-            f"{TREE} holds {work}. Save it with 'scripts/series export', or throw it away"
-            " with 'scripts/series apply --force'."
+            f"{TREE} holds {work}. {save}, or throw it away with 'scripts/series apply --force'."
         )
     return work
 
