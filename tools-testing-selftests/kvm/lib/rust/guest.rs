@@ -199,7 +199,7 @@ fn read_tag(address: u64) -> u64 {
 /// Writes the tag of an address.
 #[inline(always)]
 fn write_tag(address: u64, tag: u8) {
-    let tagged = address | u64::from(tag) << 56;
+    let tagged = address | (u64::from(tag) << 56);
     // SAFETY: In the guest, see the module's documentation.
     unsafe { asm!(".inst 0xd9200820 // stg x0, [x1]", in("x0") tagged, in("x1") address) };
 }
