@@ -99,7 +99,7 @@ def check_config(build, variant):
     missing = [line for line in wanted(variant) if line not in have]
     if missing:
         raise LabError(
-            f"the configuration of the {variant} kernel does not take: {', '.join(missing)}."
+            f"the tree does not offer what the {variant} kernel is to have: {', '.join(missing)}."
             " See scripts/lab/config, and 'make rustavailable' for CONFIG_RUST."
         )
 

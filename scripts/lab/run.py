@@ -124,7 +124,9 @@ def program():
     parser.add_argument("--tree", metavar="DIR", help="a kernel checkout to use as the base")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("--shell", action="store_true", help="give a prompt on the machine")
-    parser.add_argument("--timeout", type=int, default=1200, metavar="S", help="seconds for a boot; default: 1200")
+    parser.add_argument(
+        "--timeout", type=int, default=1200, metavar="S", help="seconds for a boot; default: 1200"
+    )
     parser.add_argument("command", nargs="*", help="what to run on the machine, after --")
     args = parser.parse_args()
     if args.matrix and (args.shell or args.command):

@@ -88,7 +88,7 @@ class Passed:
         """Returns what the look at a patch depends on, as a checksum."""
         if column == "checkpatch":
             state = tree.patch_files()[number].read_text()
-        elif column == "docs":
+        elif column in ("Rust", "docs"):
             state = content(commit, ())
         else:
             state = content(commit, NOT_KERNEL)

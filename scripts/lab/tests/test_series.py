@@ -80,7 +80,8 @@ class Series(small.Small):
         """A variant has the name and the message of its patch, or is named."""
         variant = self.add_variant()
         self.assertEqual(tree.check(), [])
-        wrong = "patches/7.2/0001-KVM-Add-a-file.patch is not a patch of the series with the same message"
+        name = "patches/7.2/0001-KVM-Add-a-file.patch"
+        wrong = f"{name} is not a patch of the series with the same message"
         variant.write_text(variant.read_text().replace("Assisted-by", "Signed-off-by"))
         self.assertEqual(tree.check(), [wrong])
         variant.rename(variant.with_name("0003-Another.patch"))

@@ -95,15 +95,21 @@ class Remembered(unittest.TestCase):
         looked = []
 
         def build(columns, numbers):
+            """Stands for a build that looks at some columns."""
             for number in numbers:
                 for column in columns:
                     looked.append(column)
                     yield number, column, ["no"] if column in failing else []
 
-        with (
-            mock.patch("steps.first_build", lambda numbers, _: build(["checkpatch", "4k"], numbers)),
-            mock.patch("steps.other_build", lambda variant, numbers, _: build([variant], numbers)),
-        ):
+        def first(numbers, _):
+            """Stands for the first build."""
+            return build(["checkpatch", "4k"], numbers)
+
+        def other(variant, numbers, _):
+            """Stands for another build."""
+            return build([variant], numbers)
+
+        with mock.patch("steps.first_build", first), mock.patch("steps.other_build", other):
             results = list(steps.check_each())
         self.assertEqual({column for _, column, _ in results}, {"checkpatch", "4k", "16k"})
         self.assertEqual([column for _, column, wrong in results if wrong], list(failing))
