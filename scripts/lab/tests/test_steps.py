@@ -70,6 +70,7 @@ class FirstBuild(unittest.TestCase):
         found = self.results([LabError("no"), BASE], rust=[LabError("style")])
         self.assertEqual((found[0, "4k"], found[1, "Rust"]), (["no"], ["style"]))
 
+
 class Remembered(unittest.TestCase):
     """What has passed is not looked at again until what it depends on changes."""
 
