@@ -69,16 +69,16 @@ def failed_cases(lines):
 
 def programs(mutant, source):
     """Returns the test programs that have the cases of a mutant; KUnit's run at each boot."""
-    kunit = source / "arch/arm64/kvm/userfault/kunit.rs"
-    files = [kunit, *sorted((source / "tools/testing/selftests/kvm/arm64").glob("*.rs"))]
-    texts = {path: path.read_text() for path in files}
+    kunit = set((source / "arch/arm64/kvm/userfault").glob("*.rs"))
+    files = [*kunit, *(source / "tools/testing/selftests/kvm/arm64").glob("*.rs")]
+    texts = {path: path.read_text() for path in sorted(files)}
     found = set()
     for case in mutant.cases:
         having = {path for path, text in texts.items() if f"fn {case}(" in text}
         if not having:
             raise LabError(f"{mutant.path} names the case '{case}', which no test has")
         found |= having
-    return sorted(path.stem for path in found - {kunit})
+    return sorted(path.stem for path in found - kunit)
 
 
 def try_mutant(mutant, source, build, initrd):

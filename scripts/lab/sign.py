@@ -4,6 +4,7 @@
 import email
 import email.header
 import email.utils
+import hashlib
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ import shutil
 import tempfile
 
 import checkpatch
+import parts
 import tree
 from common import CACHE, REPO, LabError, read_fields
 
@@ -96,22 +98,32 @@ def sign(output=None):
         new = pathlib.Path(scratch) / ".git" / "signed"
         tree.format_patches(new, scratch, identity)
         (new / tree.SNIPPET).write_text(with_maintainer(snippet, title, identity))
-        (new / STATE).write_text(f"patches: {tree.digest()}\n")
+        for path in parts.files():
+            shutil.copy(path, new)
+        (new / STATE).write_text(f"patches: {state()}\n")
         remarks = checkpatch.remarks(tree.TREE, tree.patch_files(new), signed=True)
         unsigned = [line for line in remarks if re.search(r"sign(ed)?-off", line, re.IGNORECASE)]
         if unsigned:
             raise LabError("checkpatch does not accept the signature:\n" + "\n".join(unsigned))
-        for path in tree.patch_files(folder):
+        for path in [*tree.patch_files(folder), *parts.files(folder)]:
             path.unlink()
         shutil.copytree(new, folder, dirs_exist_ok=True)
     return folder, identity, remarks
+
+
+def state():
+    """Returns a checksum of all that is signed."""
+    checksum = hashlib.sha256(tree.digest().encode())
+    for path in [tree.cover_file(), *parts.files()]:
+        checksum.update(path.read_bytes())
+    return checksum.hexdigest()
 
 
 def latest():
     """Returns the folder of the signed series, or nothing where there is none."""
     if not SIGNED.exists():
         return None
-    if read_fields(SIGNED / STATE)["patches"] != tree.digest():
+    if read_fields(SIGNED / STATE)["patches"] != state():
         raise LabError(
             f"{SIGNED} is the signed copy of other patches than patches/ holds now: run"
             " 'scripts/series sign' again, or name the folder to take with --from"

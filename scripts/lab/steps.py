@@ -8,6 +8,7 @@ import re
 import subprocess
 
 import checkpatch
+import config
 import kernel
 import rust
 import sparse
@@ -17,18 +18,6 @@ from overlay import overlays
 
 # Files of these make no difference to a kernel.
 NOT_KERNEL = ("Documentation/", "MAINTAINERS", "tools/")
-
-# What can be left out at the end of the series: a patch with its test, each pair for itself.
-FEATURES = [
-    (
-        "KVM: arm64: Map blocks where no page of them is marked",
-        "KVM: arm64: selftests: Test blocks in userfault slots",
-    ),
-    (
-        "KVM: arm64: Unmap only marked pages when userfault is enabled",
-        "KVM: arm64: selftests: Test what enabling userfault unmaps",
-    ),
-]
 
 # How each patch is built: the first two are linked, and the others compiled with W=1.
 FIRST = "4k"
@@ -78,8 +67,8 @@ class Passed:
         self.path = CACHE / "passed"
         self.keys = set(self.path.read_text().split()) if self.path.exists() else set()
         state = hashlib.sha256()
-        names = ["steps.py", "checkpatch.py", "kernel.py", "rust.py", "sparse.py"]
-        tools = [*(LAB / name for name in names), *sorted((LAB / "config").iterdir())]
+        names = [f"{name}.py" for name in ("steps", "checkpatch", "config", "kernel", "rust", "sparse")]
+        tools = [*(LAB / name for name in names), *sorted(config.FRAGMENTS.iterdir())]
         for path in [*tools, pathlib.Path("/var/lib/dpkg/status")]:
             state.update(path.read_bytes() if path.exists() else b"")
         self.tools = state.hexdigest()
@@ -127,7 +116,7 @@ class Build:
 
     def configure(self):
         """Configures anew: a patch may bring a symbol."""
-        kernel.write_config(tree.TREE, self.path, self.variant)
+        config.write(tree.TREE, self.path, self.variant)
 
     def make(self, what):
         """Runs make and returns its log."""

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 
 import base
+import parts
 from common import CACHE, LAB, LOGS, PATCHES, REPO, LabError
 from common import lock, output, say, step, succeeds, tail
 
@@ -175,6 +176,11 @@ def subject(mail):
     head = mail.partition("\n\n")[0]
     match = re.search(r"^Subject: (?:\[.*?\] )?(.*(?:\n .*)*)", head, re.MULTILINE)
     return re.sub(r"\n ", " ", match[1]) if match else ""
+
+
+def subjects(folder=None):
+    """Returns the subjects of the patches of a folder in order."""
+    return [subject(path.read_text()) for path in patch_files(folder)]
 
 
 def applied_file():
@@ -413,9 +419,8 @@ def actual_mirrors():
     return actual
 
 
-def cover_text(folder=None):
-    """Returns the cover letter's subject and text, without what format-patch adds."""
-    path = cover_file(folder)
+def cover_text(path):
+    """Returns a cover letter's subject and text, without what format-patch adds."""
     text = path.read_text()
     title = subject(text)
     if not title:
@@ -429,7 +434,7 @@ def cover_text(folder=None):
 def format_patches(directory, tree=None, identity=ROLE):
     """Writes the branch of a tree as patches into a directory."""
     date = git("log", "-1", "--format=%aI", BRANCH, tree=tree)
-    git("config", f"branch.{BRANCH}.description", cover_text(), tree=tree)
+    git("config", f"branch.{BRANCH}.description", cover_text(cover_file()), tree=tree)
     words = [*FORMAT, "--output-directory", directory, f"base..{BRANCH}"]
     git("format-patch", *words, tree=tree, date=date, identity=identity)
     cover = pathlib.Path(directory) / "0000-cover-letter.patch"
@@ -509,6 +514,7 @@ def check():
         if not original.exists() or message(original) != message(path):
             name = path.relative_to(REPO)
             wrong.append(f"{name} is not a patch of the series with the same message")
+    wrong += parts.wrong(subjects())
     work = own_work()
     if work:
         wrong.append(f"{TREE} holds {work}")

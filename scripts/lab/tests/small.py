@@ -9,6 +9,7 @@ from unittest import mock
 
 import base
 import common
+import parts
 import tree
 
 PACKAGE = {"release": "7.3", "package": "linux-source", "version": "7.3-1", "sha256": "0"}
@@ -21,6 +22,7 @@ Subject: [RFC PATCH 0/1] A cover letter whose subject is so long that it has to
 
 Its text.
 """
+PARTS = "core: KVM: Add a file\nentry: MAINTAINERS: Add an entry\n"
 MAKEFILE = "VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 0\nEXTRAVERSION =\n"
 MAIN = "".join(f"line {number};\n" for number in range(1, 31))
 MAINTAINERS = (
@@ -67,11 +69,16 @@ class Small(unittest.TestCase):
             TREE=self.tree,
         )
         self.replace(base, PATCHES=self.patches)
+        self.replace(parts, PATCHES=self.patches)
         self.replace(common, CACHE=self.root, LOGS=self.root / "log", say=mock.Mock())
         self.stack.enter_context(mock.patch.object(tree, "say"))
 
         self.patches.mkdir(parents=True)
         (self.patches / "0000-cover-letter.txt").write_text(COVER)
+        (self.patches / "parts").write_text(PARTS)
+        for name in ("core", "entry"):
+            cover = f"Subject: [PATCH] The {name} alone\n\nWhy the {name}.\n"
+            (self.patches / f"cover-{name}.txt").write_text(cover)
         self.write("Makefile", MAKEFILE)
         self.write("MAINTAINERS", MAINTAINERS)
         self.write("virt/kvm/kvm_main.c", MAIN)

@@ -9,6 +9,7 @@ import sys
 import unittest
 from unittest import mock
 
+import common
 import send
 import series
 import sign
@@ -63,6 +64,7 @@ class Send(small.Small):
         (send.CLONE / "Makefile").write_text("half")
         self.git("commit", "--quiet", "--allow-empty", "--amend", "--message=MAINTAINERS: Another")
         tree.export()
+        (self.patches / "parts").write_text(small.PARTS.replace("Add an entry", "Another"))
         self.assertEqual(run("send", "--dry-run")[0], 0)
         self.assertEqual(len(self.read()), 3)
         self.assertIn("MAINTAINERS: Another", self.read()[2]["Subject"])
@@ -84,12 +86,49 @@ class Send(small.Small):
         """A patch that is not signed, in a series that is, is remarked upon."""
         folder = self.root / "other"
         folder.mkdir()
-        for path in self.patches.iterdir():
+        for path in self.patches.glob("0*"):
             text = path.read_text().replace("KVM userfault series <series@kvm-userfault.invalid>",
                                             "Ann Person <ann@kernel.org>")  # fmt: skip
             (folder / path.name).write_text(text)
         code, text = run("send", "--dry-run", "--from", folder)
         self.assertEqual((code, text.count("Missing Signed-off-by")), (1, 2), text)
+
+    def test_part(self):
+        """A part has its own cover letter, and names the patches that it needs by their ids."""
+        code, text = run("send", "--dry-run", "--part", "entry")
+        self.assertEqual((code, "1 mails from" in text), (0, True), text)
+        self.mails = self.mails / "entry"
+        (mail,) = self.read()
+        self.assertEqual(mail["Subject"], "[PATCH] MAINTAINERS: Add an entry")
+        self.assertIn("Why the entry.\n", mail.get_payload())
+        first = (self.patches / "0001-KVM-Add-a-file.patch").read_text()
+        needed = common.output(["git", "patch-id", "--stable"], input=first).split()[0]
+        self.assertIn(f"\nprerequisite-patch-id: {needed}\n", mail.get_payload())
+        self.assertEqual(mail.get_payload().count("prerequisite-patch-id"), 1)
+
+    def test_first_part(self):
+        """The first part needs nothing, and holds none of the others."""
+        self.assertEqual(run("send", "--dry-run", "--part", "core")[0], 0)
+        self.mails = self.mails / "core"
+        (mail,) = self.read()
+        self.assertNotIn("prerequisite", mail.get_payload())
+        self.assertIn("KVM: Add a file", mail["Subject"])
+
+    def test_unknown_part(self):
+        """A part that is not there is an error that names those that are."""
+        with self.assertRaisesRegex(LabError, "no part 'rust'; the parts are core, entry"):
+            run("send", "--dry-run", "--part", "rust")
+
+    def test_signed_part(self):
+        """The signed copy has parts and cover letters as well, and is out of date without them."""
+        words = "Ann Person <ann@kernel.org> 1767225600 +0000"
+        self.replace(sign, CACHE=self.root, REPO=self.repo)
+        with mock.patch.dict("os.environ", KVM_USERFAULT_SUBMITTER=words):
+            run("sign")
+        self.assertEqual(run("send", "--dry-run", "--part", "entry")[0], 0)
+        (self.patches / "cover-entry.txt").write_text("Subject: Another\n\nText\n")
+        with self.assertRaisesRegex(LabError, "signed copy of other patches"):
+            run("send", "--dry-run", "--part", "entry")
 
     def test_folder_without_patches(self):
         """A folder that holds no series is refused."""
@@ -106,6 +145,7 @@ class DryRun(unittest.TestCase):
         cls.addClassCleanup(cls.setup.doCleanups)
         cls.setup.setUp()
         cls.before = cls.setup.state()
+        cls.whole = send.choose(cls.setup.patches, None)
         cls.code, cls.text = run("send", "--dry-run")
 
     def test_mails(self):
@@ -139,13 +179,13 @@ class DryRun(unittest.TestCase):
         env = send.environment(tree.ROLE)
         mails = sorted(self.setup.mails.glob("*.eml"))
         with self.assertRaisesRegex(LabError, "are not the series"):
-            send.prove(mails[:2], env)
+            send.prove(self.whole, mails[:2], env)
         text = mails[1].read_text()
         mails[1].write_text(text.replace("Assisted-by: LLM\n", "Assisted-by: Somebody\n"))
         with self.assertRaisesRegex(LabError, "are not the series"):
-            send.prove(mails, env)
+            send.prove(self.whole, mails, env)
         mails[1].write_text(text)
-        send.prove(mails, env)
+        send.prove(self.whole, mails, env)
 
 
 if __name__ == "__main__":
