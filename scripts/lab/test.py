@@ -119,7 +119,7 @@ def rust_files(source):
 def rustfmt(source):
     """Checks the format of the series' Rust, and of the lab's own."""
     with oracle.crate(source) as crate:
-        rust.check_format(source, *rust_files(source), crate / "main.rs")
+        rust.check_format(source, *rust_files(source), crate / "main.rs", crate / "kernel.rs")
 
 
 def checkpatch_remarks(source):
@@ -226,7 +226,9 @@ def quick_mutants(jobs):
 
 def check_parts(check, jobs):
     """Checks each part's end that differs from what was checked before."""
-    for name, variant, look in ends.check_each(jobs, tested=[kgit.BRANCH]):
+    looks = []
+    check("parts are named", lambda: looks.extend(ends.check_each(jobs, tested=[kgit.BRANCH])))
+    for name, variant, look in looks:
         check(f"part {name} stands alone, {variant} kernel", lambda: "\n".join(look()))
 
 
