@@ -12,7 +12,7 @@ import pathlib
 import re
 import tempfile
 
-from common import LAB, LabError, output, step
+from common import CACHE, LAB, LabError, output, step
 
 FRAGMENTS = LAB / "config"
 # A variant is named after its granule and what is different about it, such as
@@ -162,13 +162,20 @@ class Difference:
     why: str
 
 
+def defconfig(tree, variant):
+    """Returns the options of arm64's defconfig, with the granule of a variant."""
+    granule = FRAGMENTS / f"{variant.partition('-')[0]}.config"
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        script = 'make -s -C "$0" ARCH=arm64 "$2" O="$1" defconfig; cat >>"$1/.config";'
+        script += ' make -s -C "$0" ARCH=arm64 "$2" O="$1" olddefconfig'
+        command = ["sh", "-ec", script, tree, scratch, *compiler(variant)]
+        output(command, input=granule.read_text() if granule.exists() else "")
+        return read(pathlib.Path(scratch, ".config"))
+
+
 def differences(tree, build, variant):
     """Returns how a kernel that is configured differs from defconfig."""
-    with tempfile.TemporaryDirectory(dir=build) as scratch:
-        words = ["-s", "-C", tree, "ARCH=arm64", *compiler(variant), f"O={scratch}", "defconfig"]
-        step("configuring defconfig, to compare with", ["make", *words], "configure-defconfig")
-        theirs = read(pathlib.Path(scratch, ".config"))
-    ours, why = read(build / ".config"), reasons(variant)
+    ours, theirs, why = read(build / ".config"), defconfig(tree, variant), reasons(variant)
     found = []
     for name in looked_at(tree):
         values = [one.get(name, "n") for one in (theirs, ours)]
