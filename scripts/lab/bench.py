@@ -20,6 +20,7 @@ import shutil
 
 import config
 import kernel
+import kgit
 import machine
 import report
 import tree
@@ -82,17 +83,17 @@ def kernels(commit):
 def worktree():
     """Returns a checkout of the series' tree for the commits to compare."""
     path = CACHE / "trees" / "bench"
-    if not succeeds(["git", "-C", path, "rev-parse", "--git-dir"], env=tree.environment()):
+    if not succeeds(["git", "-C", path, "rev-parse", "--git-dir"], env=kgit.environment()):
         shutil.rmtree(path, ignore_errors=True)
-        tree.git("worktree", "prune")
-        say(f"making {path}, a checkout of {tree.TREE}")
-        tree.git("worktree", "add", "--quiet", "--detach", path, "base")
+        kgit.git("worktree", "prune")
+        say(f"making {path}, a checkout of {kgit.TREE}")
+        kgit.git("worktree", "add", "--quiet", "--detach", path, "base")
     return path
 
 
 def image(source, commit, variant, jobs):
     """Builds a commit's kernel unless there is one of the same source, and returns where it is."""
-    content = tree.git("rev-parse", f"{commit}^{{tree}}")
+    content = kgit.git("rev-parse", f"{commit}^{{tree}}")
     asked = config.defaults(source) + config.text(variant)
     build = kernel.directory(source, variant)
     target = build.with_name(f"{variant}-{content[:12]}")
@@ -100,7 +101,7 @@ def image(source, commit, variant, jobs):
     if stamp.exists() and stamp.read_text() == asked:
         return target
     build.mkdir(parents=True, exist_ok=True)
-    tree.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
+    kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
     config.write(source, build, variant)
     if commit != "base":
         # The base does not offer userfault.
@@ -119,7 +120,7 @@ def image(source, commit, variant, jobs):
 
 def selftests(source, commit, jobs):
     """Builds the selftests of the whole series, which run on all kernels, and returns an initrd."""
-    tree.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
+    kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
     build = kernel.directory(source, COUNT)
     return kernel.initrd(build, kernel.selftests(source, build, jobs))
 
@@ -204,9 +205,9 @@ def program():
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
     args = parser.parse_args()
 
-    if not args.branch and tree.git("status", "--porcelain", tree=tree.ready()):
-        raise LabError(f"{tree.TREE} has uncommitted changes: commit them first")
-    commit = tree.git("rev-parse", args.branch or tree.BRANCH)
+    if not args.branch and kgit.git("status", "--porcelain", tree=tree.ready()):
+        raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
+    commit = kgit.git("rev-parse", args.branch or kgit.BRANCH)
     compared = kernels(commit)
     kinds = {COUNT: [*compared]} if args.quick else {COUNT: [*compared], EVENTS: [*compared]}
     with lock("build-bench"):
@@ -225,7 +226,7 @@ def program():
 
 def describe(compared, command):
     """Returns what the results are of, for the report."""
-    subject = functools.partial(tree.git, "log", "-1", "--format=%s")
+    subject = functools.partial(kgit.git, "log", "-1", "--format=%s")
     return {
         "command": command,
         "emulator": output(["qemu-system-aarch64", "--version"]).splitlines()[0],

@@ -6,11 +6,11 @@ import hashlib
 
 import config
 import kernel
+import kgit
 import machine
 import parts
 import run
 import steps
-import tree
 from common import output, step
 from overlay import overlays
 
@@ -35,7 +35,7 @@ def demand_paging(name, build, initrd):
 
 def suite(build, jobs):
     """Builds the selftests that are checked out, runs them and returns what is wrong."""
-    initrd = kernel.initrd(build, kernel.selftests(tree.TREE, build, jobs))
+    initrd = kernel.initrd(build, kernel.selftests(kgit.TREE, build, jobs))
     wrong = run.boot_suite(MACHINE, build, initrd)
     if config.has(build, "KVM_ARM64_USERFAULT") and not wrong:
         wrong = demand_paging(MACHINE, build, initrd)
@@ -44,11 +44,11 @@ def suite(build, jobs):
 
 def look(commit, variant, jobs=None):
     """Builds a commit, runs the suite that it has and returns what is wrong."""
-    build = kernel.kernel(tree.TREE, variant, jobs)
-    with overlays(tree.TREE, build):
-        tree.git("checkout", "--quiet", "--force", "--detach", commit)
-        config.write(tree.TREE, build, variant)
-        command = kernel.make(tree.TREE, build, "-s", "Image", jobs=jobs)
+    build = kernel.kernel(kgit.TREE, variant, jobs)
+    with overlays(kgit.TREE, build):
+        kgit.git("checkout", "--quiet", "--force", "--detach", commit)
+        config.write(kgit.TREE, build, variant)
+        command = kernel.make(kgit.TREE, build, "-s", "Image", jobs=jobs)
         step(f"building a part's end ({variant})", command, f"end-{variant}")
         output(["rm", "-rf", build / "kselftest_install", build / "kselftest"])
         return suite(build, jobs)

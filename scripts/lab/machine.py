@@ -13,7 +13,7 @@ import tempfile
 import time
 
 import kernel
-from common import LOGS, LabError, Ticker, missing_tool, say
+from common import LOGS, LabError, Ticker, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +99,9 @@ def boot(
                 out.write(b"\0" * (-out.tell() % 4))
         kind = {**MACHINES, **COUNTING_MACHINES}[name]
         words = [str(word) for word in qemu(kind, build, combined, extra)]
-        try:
-            if shell:
-                return subprocess.run(words, check=False).returncode, []
-            return watch(words, f"boot-{build.name}-{name}", timeout, silence, show)
-        except FileNotFoundError as error:
-            raise LabError(missing_tool(words[0])) from error
+        if shell:
+            return subprocess.run(words, check=False).returncode, []
+        return watch(words, f"boot-{build.name}-{name}", timeout, silence, show)
 
 
 def watch(words, log, timeout, silence, show):

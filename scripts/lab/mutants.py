@@ -24,7 +24,7 @@ import mutate
 import run
 import skips
 import tree
-from common import LabError, add_common_options, main, output, say, step
+from common import LabError, add_common_options, main, say, step
 from overlay import overlays
 
 PARAMETER = "/sys/module/kvm/parameters/mutant"

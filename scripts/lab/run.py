@@ -20,6 +20,7 @@ import machine
 import matrix
 import skips
 import tree
+import user_tree
 from common import LabError, add_common_options, main, say
 
 # What the names of the helper's KUnit suites begin with, and where a machine shows what they
@@ -174,7 +175,7 @@ def program():
     if args.matrix and (args.shell or args.command):
         parser.error("--matrix runs the suite: leave out --shell and the command")
 
-    source = tree.user_tree(args.tree) if args.tree else tree.ready()
+    source = user_tree.user_tree(args.tree) if args.tree else tree.ready()
     if args.config_diff:
         return show_differences(args, source)
     if args.matrix:

@@ -17,7 +17,9 @@ import textwrap
 
 import base
 import checkpatch
+import kgit
 import parts
+import patches
 import sign
 import tree
 from common import CACHE, PATCHES, LabError, output, say, step
@@ -71,11 +73,11 @@ class Series:
 
 def choose(folder, name):
     """Returns what is to be sent of a folder of patches."""
-    patches = tree.patch_files(folder)
+    files = patches.patch_files(folder)
     if not name:
-        return Series("", tree.cover_file(folder), [], patches)
-    part = parts.find(name, tree.subjects(folder), folder)
-    return Series(name, part.cover(folder), patches[: part.first], patches[part.first : part.last])
+        return Series("", patches.cover_file(folder), [], files)
+    part = parts.find(name, patches.subjects(folder), folder)
+    return Series(name, part.cover(folder), files[: part.first], files[part.first : part.last])
 
 
 def environment(identity):
@@ -93,29 +95,29 @@ def environment(identity):
         "core.editor": f"cp {HOME / 'prerequisites'}",
     }
     home = {"HOME": str(HOME), "XDG_DATA_HOME": str(HOME), "XDG_CACHE_HOME": str(HOME)}
-    return tree.environment(identity=identity, config=config) | home
+    return kgit.environment(identity=identity, config=config) | home
 
 
 def clone():
     """Makes b4's clone of the tree, or brings it up to date; its branch stays."""
     HOME.mkdir(parents=True, exist_ok=True)
     if not (CLONE / ".git").exists():
-        words = ["git", "clone", "--quiet", "--shared", "--no-checkout", tree.TREE, CLONE]
-        step("cloning the tree for b4", words, "send-clone", env=tree.environment())
+        words = ["git", "clone", "--quiet", "--shared", "--no-checkout", kgit.TREE, CLONE]
+        step("cloning the tree for b4", words, "send-clone", env=kgit.environment())
     # The clone's own setting, for the submitter's 'b4 send' to write the same mails.
     template = HOME / "cover"
     has_commit = "commit" in base.pinned()
     template.write_text(COVER.format(base=BASE if has_commit else ""))
-    tree.git("config", "b4.prep-cover-template", template, tree=CLONE)
-    tree.abort_am(CLONE)
-    tree.git("fetch", "--quiet", "origin", "base", tree=CLONE)
-    tree.git("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD", tree=CLONE)
-    tree.git("branch", "--force", "--no-track", "base", "HEAD", tree=CLONE)
+    kgit.git("config", "b4.prep-cover-template", template, tree=CLONE)
+    kgit.abort_am(CLONE)
+    kgit.git("fetch", "--quiet", "origin", "base", tree=CLONE)
+    kgit.git("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD", tree=CLONE)
+    kgit.git("branch", "--force", "--no-track", "base", "HEAD", tree=CLONE)
 
 
 def prerequisites(series):
     """Returns the ids of the patches that are to be applied before, a line each, as b4 has them."""
-    diffs = tree.git("log", "--reverse", "--patch", f"base..{series.base}", tree=CLONE)
+    diffs = kgit.git("log", "--reverse", "--patch", f"base..{series.base}", tree=CLONE)
     ids = output(["git", "patch-id", "--stable"], input=diffs)
     return "".join(f"patch-id: {line.split()[0]}\n" for line in ids.splitlines())
 
@@ -129,16 +131,16 @@ def prepare(series, env):
         return step(what, [*B4, *words], log, cwd=CLONE, env=env).read_text(errors="replace")
 
     branch, base = series.branch, series.base
-    tree.git("checkout", "--quiet", "-B", base, "base", tree=CLONE)
+    kgit.git("checkout", "--quiet", "-B", base, "base", tree=CLONE)
     if series.before:
-        tree.am(CLONE, series.before)
-    if not tree.git("config", "--default", "", f"branch.{branch}.b4-tracking", tree=CLONE):
-        tree.git("update-ref", "-d", f"refs/heads/{branch}", tree=CLONE)
+        kgit.am(CLONE, series.before)
+    if not kgit.git("config", "--default", "", f"branch.{branch}.b4-tracking", tree=CLONE):
+        kgit.git("update-ref", "-d", f"refs/heads/{branch}", tree=CLONE)
         b4("making the b4 branch", "prep", "--new", branch.removeprefix("b4/"), "-f", base)
-    tree.git("checkout", "--quiet", "-B", branch, base, tree=CLONE)
-    tree.am(CLONE, series.patches)
-    text = tree.cover_text(series.cover)
-    tree.git("config", f"branch.{branch}.description", text, tree=CLONE)
+    kgit.git("checkout", "--quiet", "-B", branch, base, tree=CLONE)
+    kgit.am(CLONE, series.patches)
+    text = patches.cover_text(series.cover)
+    kgit.git("config", f"branch.{branch}.description", text, tree=CLONE)
     if series.before:
         (HOME / "prerequisites").write_text(prerequisites(series))
         b4("naming the patches that it needs", "prep", "--edit-deps")
@@ -162,8 +164,8 @@ def write_mails(folder, env):
 
 def content(series, commit):
     """Returns a branch of the clone as (tree, authors and messages)."""
-    log = tree.git("log", "--format=%an <%ae>%n%B", f"{series.base}..{commit}", tree=CLONE)
-    return tree.git("rev-parse", f"{commit}^{{tree}}", tree=CLONE), log
+    log = kgit.git("log", "--format=%an <%ae>%n%B", f"{series.base}..{commit}", tree=CLONE)
+    return kgit.git("rev-parse", f"{commit}^{{tree}}", tree=CLONE), log
 
 
 def prove(series, mails, env):
@@ -177,15 +179,15 @@ def prove(series, mails, env):
     thread.close()
     wanted = content(series, series.branch)
     for name in ("am", "shazam"):
-        tree.git("checkout", "--quiet", "--detach", series.base, tree=CLONE)
+        kgit.git("checkout", "--quiet", "--detach", series.base, tree=CLONE)
         words = [*B4, name, "--use-local-mbox", scratch / "thread"]
         words += ["--outdir", scratch] if name == "am" else []
         step(f"applying the mails with b4 {name}", words, f"b4-{name}", cwd=CLONE, env=env)
         if name == "am":
-            tree.am(CLONE, scratch.glob("*.mbx"))
+            kgit.am(CLONE, scratch.glob("*.mbx"))
         if content(series, "HEAD") != wanted:
             raise LabError(f"the mails, applied with b4 {name}, are not the series they came from")
-    tree.git("checkout", "--quiet", series.branch, tree=CLONE)
+    kgit.git("checkout", "--quiet", series.branch, tree=CLONE)
 
 
 def recipients(mail, name):
@@ -200,14 +202,14 @@ def dry_run(source=None, folder=None, part=None):
     if not source:
         tree.keep_own_work()
     source = pathlib.Path(source) if source else sign.latest() or PATCHES
-    if not tree.patch_files(source) or not tree.cover_file(source).exists():
-        raise LabError(f"{source} does not hold patches and {tree.cover_file().name}")
+    if not patches.patch_files(source) or not patches.cover_file(source).exists():
+        raise LabError(f"{source} does not hold patches and {patches.cover_file().name}")
     series = choose(source, part)
     if not series.cover.exists():
         raise LabError(f"{series.cover} is missing: it is the cover letter of this part")
     folder = pathlib.Path(folder or series.mails).absolute()
-    identity = sign.author(tree.cover_file(source))
-    if identity == tree.ROLE:
+    identity = sign.author(patches.cover_file(source))
+    if identity == kgit.ROLE:
         say("these patches are not signed: 'scripts/series sign' makes them yours")
     tree.make_base()
     env = environment(identity)
@@ -219,7 +221,7 @@ def dry_run(source=None, folder=None, part=None):
     if len(mails) != wanted:
         raise LabError(f"b4 wrote {len(mails)} mails for {len(series.patches)} patches")
     prove(series, mails, env)
-    remarks = checkpatch.unexpected(remarks, signed=identity != tree.ROLE)
+    remarks = checkpatch.unexpected(remarks, signed=identity != kgit.ROLE)
     report(source, mails, remarks, identity)
     return 1 if remarks else 0
 
@@ -233,6 +235,6 @@ def report(source, mails, remarks, identity):
         print(f"checkpatch: {line}")
     print(f"{len(mails)} mails from {source} are in {mails[0].parent}.")
     print("b4 am and b4 shazam make of them what the patches make. Nothing was sent.")
-    if identity != tree.ROLE:
+    if identity != kgit.ROLE:
         print(f"In {CLONE}, 'b4 prep --edit-cover' trims To and Cc,")
         print("and 'b4 send' is yours to run.")

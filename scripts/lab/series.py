@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import ends
+import export
+import kgit
 import parts
+import patches
 import send
 import sign
 import steps
@@ -20,7 +23,7 @@ from common import LAB, LabError, add_common_options, lock, main
 def apply_patches(args):
     """Makes the tree from patches/."""
     tree.apply(args.force)
-    print(f"{tree.TREE} is at branch {tree.BRANCH}, {len(tree.patch_files())} patches")
+    print(f"{kgit.TREE} is at branch {kgit.BRANCH}, {len(patches.patch_files())} patches")
     return 0
 
 
@@ -29,9 +32,9 @@ def export_patches(_):
     """Writes patches/ and what mirrors them from the tree."""
     if track.on_another_base():
         raise LabError("the series is on another base: 'scripts/series track' exports it there")
-    patches, files = tree.export()
-    print(f"exported {patches} patches and {files} mirrored files")
-    for sentence in parts.wrong(tree.subjects()):
+    count, files = export.write()
+    print(f"exported {count} patches and {files} mirrored files")
+    for sentence in parts.wrong(patches.subjects()):
         print(f"now bring patches/ in order: {sentence}", file=sys.stderr)
     return 0
 
@@ -55,12 +58,12 @@ def check_each_patch():
 @lock("linux")
 def check_patches(args):
     """Says whether all agree."""
-    wrong = tree.check()
+    wrong = export.check()
     for sentence in wrong:
         print(sentence, file=sys.stderr)
     if wrong:
         return 1
-    found = parts.split(tree.subjects())
+    found = parts.split(patches.subjects())
     print(
         f"{found[-1].last} patches in {len(found)} parts apply; mirrored folders and tree agree"
     )

@@ -14,13 +14,16 @@ import time
 import checkpatch
 import config
 import ends
+import export
 import kernel
+import kgit
+import mirrors
 import mutants
 import mutate
 import oracle
+import patches
 import run
 import rust
-import steps
 import tree
 from common import LAB, REPO, LabError, add_common_options, main, output, step, tail
 from overlay import overlays
@@ -103,30 +106,30 @@ def models():
 
 def series_check():
     """Compares patches, mirrored folders and tree."""
-    return "\n".join(tree.check())
+    return "\n".join(export.check())
 
 
 def rust_files(source):
     """Returns the Rust files that the series adds, of the whole tree or of a folder of it."""
-    names = tree.added_files(tree.TREE)
-    files = [tree.TREE / name for name in names if name.endswith(".rs")]
+    names = mirrors.added_files(kgit.TREE)
+    files = [kgit.TREE / name for name in names if name.endswith(".rs")]
     return [path for path in files if path.is_relative_to(source)]
 
 
 def rustfmt(source):
     """Checks the format of the series' Rust, and of the lab's own."""
     with oracle.crate(source) as crate:
-        rust.check_format(source, *rust_files(source), crate / "main.rs")
+        rust.check_format(source, *rust_files(source), crate / "main.rs", crate / "kernel.rs")
 
 
 def checkpatch_remarks(source):
     """Runs checkpatch on each patch."""
-    return "\n".join(checkpatch.remarks(source, tree.patch_files()))
+    return "\n".join(checkpatch.remarks(source, patches.patch_files()))
 
 
 def maintainers(source):
     """Compares the entry in MAINTAINERS and its place with what parse-maintainers.pl makes."""
-    entry = (REPO / tree.SNIPPET).read_text()
+    entry = (REPO / mirrors.SNIPPET).read_text()
     with tempfile.TemporaryDirectory() as scratch:
         words = ["--order", f"--input={source / 'MAINTAINERS'}"]
         words += [f"--output={scratch}/whole", f"--section={scratch}/section"]
@@ -145,7 +148,7 @@ def kernel_warnings(source, build):
             kernel.make(source, build, "-s", "W=1", "arch/arm64/kvm/"),
             f"warnings-{build.name}",
         )
-    touched = "|".join(re.escape(name) for name in tree.touched_files())
+    touched = "|".join(re.escape(name) for name in patches.touched_files())
     text = log.read_text(errors="replace")
     return "\n".join(re.findall(rf"^.*(?:{touched}).*$", text, re.MULTILINE))
 
@@ -223,7 +226,9 @@ def quick_mutants(jobs):
 
 def check_parts(check, jobs):
     """Checks each part's end that differs from what was checked before."""
-    for name, variant, look in ends.check_each(jobs, tested=[tree.BRANCH]):
+    looks = []
+    check("parts are named", lambda: looks.extend(ends.check_each(jobs, tested=[kgit.BRANCH])))
+    for name, variant, look in looks:
         check(f"part {name} stands alone, {variant} kernel", lambda: "\n".join(look()))
 
 

@@ -154,13 +154,11 @@ pub fn size(world: &World, random: &mut Random) {
     let is_clear = |page: i128| {
         u64::try_from(page).is_ok_and(|page| page < world.count && world.is_clear(page))
     };
-    let bytes = around.start.div_euclid(8)..(around.end + 7).div_euclid(8);
+    let mut bytes = around.start.div_euclid(8)..(around.end + 7).div_euclid(8);
+    let mut around = around;
     let is_readable = |byte: i128| u64::try_from(byte).is_ok_and(|byte| world.is_readable(byte));
-    let is_block = found >= block
-        && world.slot().is_some()
-        && fits
-        && { around }.all(is_clear)
-        && { bytes }.all(is_readable);
+    let can_be = found >= block && world.slot().is_some() && fits;
+    let is_block = can_be && around.all(is_clear) && bytes.all(is_readable);
     assert_eq!(answer, Bytes(if is_block { block } else { page }));
 }
 
@@ -176,8 +174,8 @@ pub fn chunks(world: &World, words: usize) {
     while page < world.pages.end {
         let room = Marks::room(words.len()).0;
         let end = page.saturating_add(room).min(world.count);
-        let bytes = page / 8..end.div_ceil(8);
-        let is_readable = page < end && { bytes }.all(|byte| world.is_readable(byte));
+        let mut bytes = page / 8..end.div_ceil(8);
+        let is_readable = page < end && bytes.all(|byte| world.is_readable(byte));
 
         let chunk = Chunk::read(slot, Gfn(world.base + page), world, words);
         assert_eq!(chunk.is_some(), is_readable);
@@ -219,8 +217,9 @@ pub fn resume(world: &World, random: &mut Random) {
         return;
     };
     let near = [0, 1, 63, 64, 65, world.count];
+    let first = world.base.wrapping_add(random.one_of(&near));
     let run = Run {
-        first: Gfn(world.base.wrapping_add(random.one_of(&near)).wrapping_sub(random.below(2))),
+        first: Gfn(first.wrapping_sub(random.below(2))),
         count: PageCount(random.one_of(&near)),
     };
     let words = &vec![0; random.below(3) as usize][..];

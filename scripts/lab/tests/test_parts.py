@@ -3,9 +3,9 @@
 
 import unittest
 
+import export
 import parts
 import small
-import tree
 from common import LabError
 
 SUBJECTS = ["KVM: Add a file", "MAINTAINERS: Add an entry"]
@@ -21,7 +21,7 @@ class Parts(small.Small):
     def wrong(self, text):
         """Returns what is wrong when the list of parts is a text."""
         self.list.write_text(text)
-        return "\n".join(tree.check())
+        return "\n".join(export.check())
 
     def test_split(self):
         """Each part begins with its first patch and ends before that of the next."""
@@ -49,7 +49,7 @@ class Parts(small.Small):
         """Each part has a cover letter, and each cover letter a part."""
         (self.patches / "cover-core.txt").rename(self.patches / "cover-old.txt")
         self.assertEqual(
-            tree.check(),
+            export.check(),
             [
                 "cover-core.txt is missing: part 'core' needs it",
                 "cover-old.txt is the cover letter of no part",
@@ -59,7 +59,7 @@ class Parts(small.Small):
     def test_no_list(self):
         """A list that is not there is an error in words."""
         self.list.unlink()
-        self.assertIn("it names the parts of the series", "\n".join(tree.check()))
+        self.assertIn("it names the parts of the series", "\n".join(export.check()))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import unittest
 from unittest import mock
 
 import common
+import export
+import kgit
+import patches
 import send
 import series
 import sign
 import small
-import tree
 from common import LabError
 
 
@@ -47,7 +49,7 @@ class Send(small.Small):
 
     def state(self):
         """Returns what a dry run leaves alone: the tree's branches and settings, the patches."""
-        return self.git("for-each-ref"), (self.tree / ".git/config").read_text(), tree.digest()
+        return self.git("for-each-ref"), (self.tree / ".git/config").read_text(), patches.digest()
 
     def test_without_dry_run(self):
         """Without --dry-run nothing is done."""
@@ -63,7 +65,7 @@ class Send(small.Small):
         (send.CLONE / ".git/rebase-apply/applying").touch()
         (send.CLONE / "Makefile").write_text("half")
         self.git("commit", "--quiet", "--allow-empty", "--amend", "--message=MAINTAINERS: Another")
-        tree.export()
+        export.write()
         (self.patches / "parts").write_text(small.PARTS.replace("Add an entry", "Another"))
         self.assertEqual(run("send", "--dry-run")[0], 0)
         self.assertEqual(len(self.read()), 3)
@@ -163,7 +165,7 @@ class DryRun(unittest.TestCase):
 
     def test_nothing_is_sent(self):
         """b4 send writes the mails and has no server to send them to; tree and patches stay."""
-        self.assertEqual((self.setup.state(), tree.check()), (self.before, []))
+        self.assertEqual((self.setup.state(), export.check()), (self.before, []))
         calls = [call for call in self.setup.steps.mock_calls if "send" in call.args[1]]
         self.assertEqual(len(calls), 1)
         self.assertIn("--output-dir", calls[0].args[1])
@@ -176,7 +178,7 @@ class DryRun(unittest.TestCase):
 
     def test_mail_that_is_lost_or_changed(self):
         """Mails that are not the series are noticed, whatever b4 am makes of them."""
-        env = send.environment(tree.ROLE)
+        env = send.environment(kgit.ROLE)
         mails = sorted(self.setup.mails.glob("*.eml"))
         with self.assertRaisesRegex(LabError, "are not the series"):
             send.prove(self.whole, mails[:2], env)
