@@ -62,12 +62,14 @@ def author(path):
 
 
 def with_maintainer(text, title, identity):
-    """Returns MAINTAINERS with a person in the entry of a title, if it is there and has nobody."""
+    """Returns MAINTAINERS with a person in the entry of a title, in the place of the role."""
     name, address = identity
     if re.search(r'[().,:;"@]', name):
         name = '"' + name.replace('"', "") + '"'
     entry, line = re.escape(title), f"M:\t{name} <{address}>\n"
-    return re.sub(rf"^{entry}\n(?!M:)", lambda match: match[0] + line, text, flags=re.MULTILINE)
+    role = re.escape("M:\t{} <{}>\n".format(*tree.ROLE))
+    place = rf"^({entry}\n)(?:{role}|(?!M:))"
+    return re.sub(place, lambda match: match[1] + line, text, flags=re.MULTILINE)
 
 
 def sign_patch(scratch, path, title, identity):

@@ -10,10 +10,10 @@ pub mod bitmap {
 
     impl Bitmap {
         /// Borrows words as a bitmap.
-        pub fn from_words(words: &[usize]) -> Option<&Self> {
+        pub fn from_words(words: &mut [usize]) -> Option<&Self> {
             let fits = words.len().checked_mul(64)? <= i32::MAX as usize;
             // SAFETY: It has the same layout.
-            fits.then(|| unsafe { &*(words as *const [usize] as *const Self) })
+            fits.then(|| unsafe { &*(words as *mut [usize] as *const Self) })
         }
 
         /// Returns the number of bits.
@@ -44,11 +44,6 @@ pub mod bitmap {
 pub mod num {
     /// By name of the types.
     pub mod casts {
-        /// Widens a number.
-        pub const fn u32_as_u64(number: u32) -> u64 {
-            number as u64
-        }
-
         /// Widens a number.
         pub const fn usize_as_u64(number: usize) -> u64 {
             number as u64

@@ -8,7 +8,7 @@ use crate::{
         Run, //
     },
     marks::{
-        Bytes,
+        ByteCount,
         Marks, //
     },
     random::Random,
@@ -61,17 +61,20 @@ pub fn numbers(random: &mut Random) {
     };
 
     let first = i128::from(gfn) - i128::from(base);
-    let last = (first + i128::from(many)).min(count.into());
-    let from = slot.pages_from(Gfn(gfn), PageCount(many));
-    assert_eq!(from, pages(first..last));
-    if let Some(pages) = from {
-        assert_eq!(i128::from(pages.count().0), last - first);
+    let last = first + i128::from(many);
+    let inside = 0 <= first && last <= count.into();
+    let expected = inside.then(|| pages(first..last)).flatten();
+    let found = slot.pages(Gfn(gfn), PageCount(many));
+    assert_eq!(found, expected);
+    if let Some(pages) = found {
+        assert_eq!(pages.count().0, many);
     }
 
     let inside = 0 <= first && first <= count.into();
     assert_eq!(slot.page(Gfn(gfn)), inside.then_some(Page(first as u64)));
-    let there = (gfn <= count).then(|| Gfn(base + gfn));
-    assert_eq!(slot.gfn(Page(gfn)), there);
+    if gfn <= count {
+        assert_eq!(slot.gfn(Page(gfn)), Gfn(base + gfn));
+    }
 
     let size = random.one_of(&[many, 1, 2, 512, 1 << 63]);
     let mut expected = None;
@@ -87,17 +90,17 @@ pub fn numbers(random: &mut Random) {
 /// Sizes of any kind never give another answer than a page or a block, and a page where no pages
 /// can be looked at.
 pub fn sizes(random: &mut Random) {
-    let [page, block, found] = [0; 3].map(|_| random.number());
+    let [page, block] = [0; 2].map(|_| random.number());
     let world = World::small(0, 0);
-    let sizes = Sizes::new(Bytes(page), Bytes(block));
-    let answer = sizes.largest(Bytes(found), None, Gfn(0), &world, &mut [0; 2]);
-    assert_eq!(answer, Bytes(page));
+    let sizes = Sizes::new(ByteCount(page), ByteCount(block));
+    let answer = sizes.largest(None, Gfn(0), &world, &mut [0; 2]);
+    assert_eq!(answer, ByteCount(page));
 
     let slot = Slot::new(Gfn(0), PageCount(8));
-    let answer = sizes.largest(Bytes(found), slot, Gfn(0), &world, &mut [0; 2]);
+    let answer = sizes.largest(slot, Gfn(0), &world, &mut [0; 2]);
     let per_block = block.checked_div(page).unwrap_or(0);
-    let is_block = found >= block && per_block.is_power_of_two() && per_block <= 8;
-    assert_eq!(answer, Bytes(if is_block { block } else { page }));
+    let is_block = per_block.is_power_of_two() && per_block <= 8;
+    assert_eq!(answer, ByteCount(if is_block { block } else { page }));
 }
 
 /// Marks are read if there is room for all of them and each byte of them can be read. Then pages are
@@ -109,8 +112,6 @@ pub fn marks(world: &World, range: Range<u64>, words: usize) {
         return;
     };
     let fits = range.start % 8 + (range.end - range.start) <= bits;
-    assert!(fits || range.end - range.start > Marks::room(words.len()).0);
-
     let marks = Marks::read(world, pages, words);
     let is_readable = (range.start / 8..range.end.div_ceil(8)).all(|byte| world.is_readable(byte));
     assert_eq!(marks.is_some(), fits && is_readable);
@@ -132,12 +133,10 @@ pub fn marks(world: &World, range: Range<u64>, words: usize) {
     }
 }
 
-/// A mapping is a block where C has found one that covers no marked page, else a page.
+/// A mapping is a block where that covers no marked page, else a page.
 pub fn size(world: &World, random: &mut Random) {
     let smallest = if random.once_in(100) { 0 } else { 3 };
     let [page, block] = random.one_of(&GEOMETRIES[smallest..]);
-    let found = [0, page - 1, page, block - 1, block, block, block * 512];
-    let found = random.one_of(&found);
     let count = block / page;
     let Some(gfn) = world.base.checked_add(random.within(&world.pages)) else {
         return;
@@ -145,9 +144,9 @@ pub fn size(world: &World, random: &mut Random) {
     let short = random.once_in(10);
     let words = &mut vec![0; if short { 1 } else { count as usize / 64 + 1 }][..];
 
-    let sizes = Sizes::new(Bytes(page), Bytes(block));
+    let sizes = Sizes::new(ByteCount(page), ByteCount(block));
     assert_eq!(sizes.pages_per_block(), Some(PageCount(count)));
-    let answer = sizes.largest(Bytes(found), world.slot(), Gfn(gfn), world, words);
+    let answer = sizes.largest(world.slot(), Gfn(gfn), world, words);
 
     let around = block_around(world.base, gfn, count);
     let fits = around.start.rem_euclid(8) + i128::from(count) <= words.len() as i128 * 64;
@@ -157,83 +156,80 @@ pub fn size(world: &World, random: &mut Random) {
     let mut bytes = around.start.div_euclid(8)..(around.end + 7).div_euclid(8);
     let mut around = around;
     let is_readable = |byte: i128| u64::try_from(byte).is_ok_and(|byte| world.is_readable(byte));
-    let can_be = found >= block && world.slot().is_some() && fits;
+    let can_be = world.slot().is_some() && fits;
     let is_block = can_be && around.all(is_clear) && bytes.all(is_readable);
-    assert_eq!(answer, Bytes(if is_block { block } else { page }));
+    assert_eq!(answer, ByteCount(if is_block { block } else { page }));
 }
 
 /// An enable that goes through a slot as C does names each marked page once, in order, and no
-/// other. It stops at what cannot be read, and nowhere else.
+/// other. It stops at what cannot be read or has no room, and nowhere else.
 pub fn chunks(world: &World, words: usize) {
+    let step = 64 * words.max(1) as u64;
     let words = &mut vec![usize::MAX; words][..];
+    let bits = words.len() as u64 * 64;
     let Some(slot) = world.slot() else {
         return;
     };
 
     let mut page = world.pages.start;
     while page < world.pages.end {
-        let room = Marks::room(words.len()).0;
-        let end = page.saturating_add(room).min(world.count);
-        let mut bytes = page / 8..end.div_ceil(8);
-        let is_readable = page < end && bytes.all(|byte| world.is_readable(byte));
+        let base = world.base;
+        let end = page.saturating_add(step - base.wrapping_add(page) % step);
+        let end = end.min(world.count);
+        let (first, count) = (Gfn(base + page), PageCount(end - page));
+        let fits = page % 8 + count.0 <= bits;
+        let is_readable = (page / 8..end.div_ceil(8)).all(|byte| world.is_readable(byte));
 
-        let chunk = Chunk::read(slot, Gfn(world.base + page), world, words);
-        assert_eq!(chunk.is_some(), is_readable);
+        let chunk = Chunk::read(slot, first, count, world, words);
+        assert_eq!(chunk.is_some(), fits && is_readable);
         let Some(chunk) = chunk else {
             return;
         };
-        let run = chunk.pages().expect("pages of a slot have a place");
-        assert_eq!(run.first, Gfn(world.base + page));
-        assert_eq!(run.count, PageCount(end - page));
 
-        let mut left = run.first;
-        for first in page..end {
-            let starts = first == page || !world.is_marked(first - 1);
-            if world.is_marked(first) && starts {
-                let past = (first..end).find(|&page| !world.is_marked(page));
+        let mut found = chunk.next_run();
+        for start in page..end {
+            let starts = start == page || !world.is_marked(start - 1);
+            if world.is_marked(start) && starts {
+                let past = (start..end).find(|&page| !world.is_marked(page));
+                let past = past.unwrap_or(end);
                 let expected = Run {
-                    first: Gfn(world.base + first),
-                    count: PageCount(past.unwrap_or(end) - first),
+                    first: Gfn(base + start),
+                    end: Gfn(base + past),
+                    count: PageCount(past - start),
                 };
-                let chunk = Chunk::resume(slot, run, words).expect("the chunk was read");
-                assert_eq!(chunk.next_run(left), Some(expected));
-                left = Gfn(expected.first.0 + expected.count.0);
+                assert_eq!(found, Some(expected));
+                let chunk = Chunk::resume(slot, first, count, expected.end, words);
+                found = chunk.expect("the chunk was read").next_run();
             }
         }
-        let chunk = Chunk::resume(slot, run, words).expect("the chunk was read");
-        let none = Run {
-            first: left,
-            count: PageCount(0),
-        };
-        assert_eq!(chunk.next_run(left), Some(none));
+        assert_eq!(found, None);
         page = end;
     }
 }
 
-/// What is no chunk of the slot, or has no room, is not gone on with, and what is no page of it has
-/// no next run: C then takes all that is left as marked.
+/// What is no chunk of the slot, or has no room, is not gone on with, nor is a chunk from what is no
+/// page of the slot: C then takes all that is left as marked.
 pub fn resume(world: &World, random: &mut Random) {
     let Some(slot) = world.slot() else {
         return;
     };
     let near = [0, 1, 63, 64, 65, world.count];
-    let first = world.base.wrapping_add(random.one_of(&near));
-    let run = Run {
-        first: Gfn(first.wrapping_sub(random.below(2))),
-        count: PageCount(random.one_of(&near)),
-    };
-    let words = &vec![0; random.below(3) as usize][..];
-    let first = i128::from(run.first.0) - i128::from(world.base);
-    let end = first + i128::from(run.count.0);
-    let inside = 0 <= first && first < end && end <= world.count.into();
-    let fits = first.rem_euclid(8) + i128::from(run.count.0) <= words.len() as i128 * 64;
+    let start = world
+        .base
+        .wrapping_add(random.one_of(&near))
+        .wrapping_sub(random.below(2));
+    let count = random.one_of(&near);
+    let other = random.number();
+    let next = random.one_of(&[start, other]);
+    let words = &mut vec![0; random.below(3) as usize][..];
 
-    let chunk = Chunk::resume(slot, run, words);
-    assert_eq!(chunk.is_some(), inside && fits);
-    if let Some(chunk) = chunk {
-        let gfn = random.number();
-        let page = i128::from(gfn) - i128::from(world.base);
-        let is_there = 0 <= page && page <= world.count.into();
-        assert_eq!(chunk.next_run(Gfn(gfn)).is_some(), is_there);
-    }
+    let first = i128::from(start) - i128::from(world.base);
+    let end = first + i128::from(count);
+    let inside = 0 <= first && first < end && end <= world.count.into();
+    let fits = first.rem_euclid(8) + i128::from(count) <= words.len() as i128 * 64;
+    let place = i128::from(next) - i128::from(world.base);
+    let is_there = 0 <= place && place <= world.count.into();
+
+    let chunk = Chunk::resume(slot, Gfn(start), PageCount(count), Gfn(next), words);
+    assert_eq!(chunk.is_some(), inside && fits && is_there);
 }

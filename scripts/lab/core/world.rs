@@ -7,7 +7,8 @@
 
 use crate::{
     marks::{
-        Bytes,
+        Byte,
+        ByteCount,
         UserBitmap, //
     },
     random::{
@@ -142,11 +143,11 @@ impl World {
 impl UserBitmap for World {
     /// Reads up to the first byte that cannot be read, like the kernel, and leaves the rest as it
     /// was. What is no page of the slot has bits as well, if its byte has others.
-    fn read(&self, start: Bytes, length: Bytes, words: &mut [usize]) -> bool {
-        if length.0 > words.len() as u64 * 8 {
+    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool {
+        if count.0 > words.len() as u64 * 8 {
             return false;
         }
-        for (place, number) in (start.0..start.0 + length.0).enumerate() {
+        for (place, number) in (first.0..first.0 + count.0).enumerate() {
             assert!(
                 number < self.count.div_ceil(8),
                 "byte {number} is not of the bitmap"
