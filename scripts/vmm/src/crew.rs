@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::error::{Context, Error, Result, fail};
+use crate::error::{Context, Error, Result};
 use crate::stats::Stats;
 use crate::userfault::{self, Demand, Stop};
 use crate::vm::{Vm, lock};

@@ -17,7 +17,6 @@ use crate::error::{Context, Error, Result, fail};
 use crate::handler;
 use crate::layout::Config;
 use crate::migrate::{self, Mode, Sent};
-use crate::pager::NoDemand;
 use crate::restore::{Guest, Job, Way, restore};
 use crate::snapshot;
 use crate::stats::Stats;
