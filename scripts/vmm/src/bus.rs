@@ -5,7 +5,7 @@
 //! mark and supply the page first, before each access, or have userfaultfd on the memory. What a
 //! device writes to a marked page is overwritten by the fill that a later exit asks for.
 
-use std::io::{self, LineWriter, Stdout};
+use std::io::{self, LineWriter, Stdout, Write};
 use std::sync::Mutex;
 
 use vm_superio::serial::{NoEvents, SerialState};
@@ -54,7 +54,10 @@ impl Bus {
 
     /// The serial port's registers.
     pub fn save(&self) -> Vec<u8> {
-        let state = self.lock().state();
+        let mut serial = self.lock();
+        // Half a line is for this process to show, as the other one begins with nothing.
+        let _ = serial.writer_mut().flush();
+        let state = serial.state();
         let mut bytes = vec![
             state.baud_divisor_low,
             state.baud_divisor_high,
@@ -71,8 +74,18 @@ impl Bus {
     }
 
     pub fn load(&self, bytes: &[u8], interrupt: EventFd) -> Result<()> {
-        let [low, high, enable, identification, line, status, modem, modem_status, scratch, rest @ ..] =
-            bytes
+        let [
+            low,
+            high,
+            enable,
+            identification,
+            line,
+            status,
+            modem,
+            modem_status,
+            scratch,
+            rest @ ..,
+        ] = bytes
         else {
             crate::error::fail!("the state has too little of the serial port");
         };
@@ -89,8 +102,8 @@ impl Bus {
             in_buffer: rest.to_vec(),
         };
         let out = LineWriter::new(io::stdout());
-        *self.lock() =
-            Serial::from_state(&state, Interrupt(interrupt), NoEvents, out).context("the serial port")?;
+        *self.lock() = Serial::from_state(&state, Interrupt(interrupt), NoEvents, out)
+            .context("the serial port")?;
         Ok(())
     }
 
@@ -100,5 +113,8 @@ impl Bus {
 }
 
 fn serial_offset(address: u64) -> Option<u8> {
-    address.checked_sub(SERIAL).filter(|offset| *offset < SERIAL_BYTES.min(8)).map(|offset| offset as u8)
+    address
+        .checked_sub(SERIAL)
+        .filter(|offset| *offset < SERIAL_BYTES.min(8))
+        .map(|offset| offset as u8)
 }

@@ -14,28 +14,28 @@ const INTERRUPTS: u32 = 64;
 /// Offset and bytes of the distributor's registers, those of shared interrupts only where each has
 /// a field. Of the pairs that set and clear, the one that sets is enough: a new GIC has all clear.
 const DISTRIBUTOR: [(u32, u32); 9] = [
-    (0x0000, 4),                      // GICD_CTLR
-    (0x0010, 4),                      // GICD_STATUSR
-    (0x0084, 4),                      // GICD_IGROUPR
-    (0x0104, 4),                      // GICD_ISENABLER
-    (0x0204, 4),                      // GICD_ISPENDR
-    (0x0304, 4),                      // GICD_ISACTIVER
-    (0x0420, 32),                     // GICD_IPRIORITYR
-    (0x0c08, 8),                      // GICD_ICFGR
-    (0x6000 + 32 * 8, 32 * 8),        // GICD_IROUTER
+    (0x0000, 4),               // GICD_CTLR
+    (0x0010, 4),               // GICD_STATUSR
+    (0x0084, 4),               // GICD_IGROUPR
+    (0x0104, 4),               // GICD_ISENABLER
+    (0x0204, 4),               // GICD_ISPENDR
+    (0x0304, 4),               // GICD_ISACTIVER
+    (0x0420, 32),              // GICD_IPRIORITYR
+    (0x0c08, 8),               // GICD_ICFGR
+    (0x6000 + 32 * 8, 32 * 8), // GICD_IROUTER
 ];
 
 /// Those of a redistributor. Without an ITS there are no LPIs, and no tables of theirs in memory.
 const REDISTRIBUTOR: [(u32, u32); 9] = [
-    (0x0000, 4),   // GICR_CTLR
-    (0x0010, 4),   // GICR_STATUSR
-    (0x0014, 4),   // GICR_WAKER
-    (0x1_0080, 4), // GICR_IGROUPR0
-    (0x1_0100, 4), // GICR_ISENABLER0
-    (0x1_0200, 4), // GICR_ISPENDR0
-    (0x1_0300, 4), // GICR_ISACTIVER0
+    (0x0000, 4),    // GICR_CTLR
+    (0x0010, 4),    // GICR_STATUSR
+    (0x0014, 4),    // GICR_WAKER
+    (0x1_0080, 4),  // GICR_IGROUPR0
+    (0x1_0100, 4),  // GICR_ISENABLER0
+    (0x1_0200, 4),  // GICR_ISPENDR0
+    (0x1_0300, 4),  // GICR_ISACTIVER0
     (0x1_0400, 32), // GICR_IPRIORITYR
-    (0x1_0c00, 8), // GICR_ICFGR
+    (0x1_0c00, 8),  // GICR_ICFGR
 ];
 
 /// Op0, Op1, CRn, CRm and Op2 of a CPU interface's registers.
@@ -59,12 +59,23 @@ pub struct Gic {
 impl Gic {
     /// Makes the GIC of a machine whose vCPUs are there.
     pub fn new(vm: &VmFd, vcpus: usize) -> Result<Self> {
-        let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
-        let device = vm.create_device(&mut device).context("creating a GICv3, which the host may not have")?;
+        let mut device =
+            kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
+        let device = vm
+            .create_device(&mut device)
+            .context("creating a GICv3, which the host may not have")?;
         let gic = Self { device, vcpus };
         gic.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &INTERRUPTS)?;
-        gic.set(KVM_DEV_ARM_VGIC_GRP_ADDR, u64::from(KVM_VGIC_V3_ADDR_TYPE_DIST), &GIC_DISTRIBUTOR)?;
-        gic.set(KVM_DEV_ARM_VGIC_GRP_ADDR, u64::from(KVM_VGIC_V3_ADDR_TYPE_REDIST), &GIC_REDISTRIBUTORS)?;
+        gic.set(
+            KVM_DEV_ARM_VGIC_GRP_ADDR,
+            u64::from(KVM_VGIC_V3_ADDR_TYPE_DIST),
+            &GIC_DISTRIBUTOR,
+        )?;
+        gic.set(
+            KVM_DEV_ARM_VGIC_GRP_ADDR,
+            u64::from(KVM_VGIC_V3_ADDR_TYPE_REDIST),
+            &GIC_REDISTRIBUTORS,
+        )?;
         gic.set(KVM_DEV_ARM_VGIC_GRP_CTRL, u64::from(KVM_DEV_ARM_VGIC_CTRL_INIT), &0u64)?;
         Ok(gic)
     }
@@ -112,7 +123,9 @@ impl Gic {
 
     fn set<T>(&self, group: u32, attr: u64, value: &T) -> Result<()> {
         let attribute = kvm_device_attr { group, attr, addr: value as *const T as u64, flags: 0 };
-        self.device.set_device_attr(&attribute).context(format!("setting {attr:#x} of the GIC's group {group}"))
+        self.device
+            .set_device_attr(&attribute)
+            .context(format!("setting {attr:#x} of the GIC's group {group}"))
     }
 
     fn get(&self, name: Name) -> Result<u128> {

@@ -37,11 +37,19 @@ pub struct Handler {
 
 impl Handler {
     /// Gives the handler what it needs.
-    pub fn connect(path: &Path, base: u64, config: Config, files: Files, stats: Arc<Stats>) -> Result<Self> {
+    pub fn connect(
+        path: &Path,
+        base: u64,
+        config: Config,
+        files: Files,
+        stats: Arc<Stats>,
+    ) -> Result<Self> {
         let mut stream = connect(path)?;
         stream.send_with_fd(&base.to_le_bytes()[..], files.uffd).context("calling the handler")?;
         let pages = config.pages() as u64;
-        stream.send_with_fd(&pages.to_le_bytes()[..], files.marks).context("calling the handler")?;
+        stream
+            .send_with_fd(&pages.to_le_bytes()[..], files.marks)
+            .context("calling the handler")?;
         match read_word(&mut stream) {
             Ok(0) => Ok(Self { stream, stats }),
             Ok(pages) => fail!("the handler has a snapshot of {pages} pages, which is another"),
@@ -52,7 +60,8 @@ impl Handler {
     /// Waits until the handler has filled all pages.
     pub fn wait(mut self) -> Result<()> {
         for counter in [&self.stats.faults, &self.stats.bytes] {
-            let count = read_word(&mut self.stream).context("the handler has gone before all is there")?;
+            let count =
+                read_word(&mut self.stream).context("the handler has gone before all is there")?;
             counter.store(count, Ordering::Relaxed);
         }
         // As long as the connection is there, so is the VMM.
@@ -94,6 +103,7 @@ pub fn serve(folder: &Path, path: &Path) -> Result<()> {
     let (state, memory) = snapshot::open(folder)?;
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path).context(format!("listening at {}", path.display()))?;
+    eprintln!("vmm: listening for a VMM");
     let (mut vmm, _) = listener.accept().context("waiting for the VMM")?;
     let (base, uffd) = receive(&vmm)?;
     let (pages, marks) = receive(&vmm)?;

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::mem::ManuallyDrop;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ usage: vmm boot --image FILE --initrd FILE [--memory MIB] [--vcpus N] [--append 
        vmm tell SOCKET COMMAND
 
 WAY is copy, vcpu, process, userfaultfd, mapping or guest_memfd.
-COMMAND is 'snapshot FOLDER', 'migrate SOCKET precopy|postcopy|userfaultfd', 'toggle N' or 'quit'.
+COMMAND is 'snapshot FOLDER', 'migrate SOCKET precopy|postcopy|userfaultfd', 'toggle N', 'report' or 'quit'.
 The VMM ends with 0 when the guest powers off, with 3 when the guest resets.";
 
 /// The words of the command line: those with a name, and the others.
@@ -48,7 +49,9 @@ impl Options {
         while let Some(argument) = arguments.next() {
             match argument.strip_prefix("--") {
                 Some(name) if known.contains(&name) => {
-                    let Some(value) = arguments.next() else { fail!("--{name} wants a value\n{USAGE}") };
+                    let Some(value) = arguments.next() else {
+                        fail!("--{name} wants a value\n{USAGE}")
+                    };
                     options.named.insert(name.to_owned(), value);
                 }
                 Some(name) => fail!("there is no option --{name}\n{USAGE}"),
@@ -96,7 +99,7 @@ pub fn program(mut arguments: Vec<String>) -> Result<ExitCode> {
         "restore" => {
             let options = Options::parse(arguments, &["way", "handler", "control", "break"], 1)?;
             let way = Way::parse(options.get("way").unwrap_or("vcpu"))?;
-            let wound = Wound::parse(options.get("break").unwrap_or("none"))?;
+            let wound = Wound::parse(options.get("break").unwrap_or("nothing"))?;
             let folder = Path::new(&options.words[0]);
             let guest = restore(folder, way, options.path("handler"), wound, &stats)?;
             Leader::new(guest, stats, options.path("control"))?.lead(None)
@@ -167,7 +170,9 @@ impl Leader {
         }
         if let Some(service) = guest.service {
             let sender = sender.clone();
-            thread::spawn(move || service().map_err(|error| sender.send(Event::Complete(Err(error)))));
+            thread::spawn(move || {
+                service().map_err(|error| sender.send(Event::Complete(Err(error))))
+            });
         }
         let crew = Some(Crew::start(&guest.vm, &stats, &sender, guest.demands)?);
         let complete = guest.stream.is_none();
@@ -184,8 +189,15 @@ impl Leader {
         })
     }
 
-    fn lead(mut self, running: Option<Job>) -> Result<ExitCode> {
+    fn lead(self, running: Option<Job>) -> Result<ExitCode> {
+        // The vCPUs may run until the process ends, and so long they need what a drop takes away.
+        let mut leader = ManuallyDrop::new(self);
+        leader.events(running)
+    }
+
+    fn events(&mut self, running: Option<Job>) -> Result<ExitCode> {
         running.map_or(Ok(()), |say| say())?;
+        eprintln!("vmm: the vCPUs run");
         if let Some(stream) = self.stream.take() {
             let sender = self.sender.clone();
             thread::spawn(move || sender.send(Event::Complete(stream())));
@@ -208,6 +220,7 @@ impl Leader {
                 Event::Command(line, mut stream) => match self.command(&line) {
                     Ok(Some(answer)) => drop(writeln!(stream, "ok {answer}")),
                     Ok(None) => {
+                        eprintln!("vmm: report {}", self.stats.report());
                         let _ = writeln!(stream, "ok");
                         return Ok(ExitCode::SUCCESS);
                     }
@@ -257,7 +270,7 @@ impl Leader {
     /// Does what somebody asked for, and returns the answer, or nothing when the VMM is to end.
     fn command(&mut self, line: &str) -> Result<Option<String>> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if !self.complete && words != ["quit"] {
+        if !self.complete && !matches!(words[..], ["quit" | "report"]) {
             fail!("not all of the memory is there yet");
         }
         match words[..] {
@@ -273,7 +286,8 @@ impl Leader {
             ["migrate", path, mode] => {
                 let mode = Mode::parse(mode)?;
                 let crew = self.crew()?;
-                let (vm, stats, sender) = (self.vm.clone(), self.stats.clone(), self.sender.clone());
+                let (vm, stats, sender) =
+                    (self.vm.clone(), self.stats.clone(), self.sender.clone());
                 let restart = |demands| Crew::start(&vm, &stats, &sender, demands);
                 match migrate::send(&self.vm, crew, restart, Path::new(path), mode)? {
                     Sent::Away(report) => {
@@ -290,6 +304,7 @@ impl Leader {
                 let times = times.parse().context("toggle")?;
                 self.toggle(times).map(Some)
             }
+            ["report"] => Ok(Some(self.stats.report())),
             ["quit"] => Ok(None),
             _ => fail!("no command is like '{line}'"),
         }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use userfaultfd::{Error as UffdError, Uffd, UffdBuilder};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress,
+    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress,
 };
 
 use crate::error::{Context, Result, fail};
@@ -36,15 +36,14 @@ impl Memory {
         let builder = MmapRegionBuilder::new(config.slot_bytes())
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
         let builder = match backing {
-            Backing::Anonymous => {
-                builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            }
+            Backing::Anonymous => builder
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
             Backing::Private(file) => builder
                 .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
                 .with_file_offset(FileOffset::new(file, 0)),
-            Backing::GuestMemfd(file) => builder
-                .with_mmap_flags(libc::MAP_SHARED)
-                .with_file_offset(FileOffset::new(file, 0)),
+            Backing::GuestMemfd(file) => {
+                builder.with_mmap_flags(libc::MAP_SHARED).with_file_offset(FileOffset::new(file, 0))
+            }
         };
         let mapping = builder.build().context("mapping the guest's memory")?;
         let Some(region) = GuestRegionMmap::new(mapping, GuestAddress(RAM)) else {
@@ -141,14 +140,19 @@ impl Fill {
                     let rest = &content[done..];
                     // SAFETY: UFFDIO_COPY writes to pages that nobody has, and only where they are
                     // registered.
-                    let copied =
-                        unsafe { uffd.copy(rest.as_ptr().cast(), target as *mut _, rest.len(), true) };
+                    let copied = unsafe {
+                        uffd.copy(rest.as_ptr().cast(), target as *mut _, rest.len(), true)
+                    };
                     match copied {
                         Ok(bytes) => done += bytes,
-                        Err(UffdError::PartiallyCopied(bytes)) if (bytes as isize) > 0 => done += bytes,
+                        Err(UffdError::PartiallyCopied(bytes)) if (bytes as isize) > 0 => {
+                            done += bytes
+                        }
                         // The mapping is being changed, by a fork for one.
                         Err(UffdError::PartiallyCopied(_)) => std::thread::yield_now(),
-                        Err(UffdError::CopyFailed(errno)) => fail!("UFFDIO_COPY to page {first}: {errno}"),
+                        Err(UffdError::CopyFailed(errno)) => {
+                            fail!("UFFDIO_COPY to page {first}: {errno}")
+                        }
                         Err(error) => fail!("UFFDIO_COPY to page {first}: {error}"),
                     }
                 }

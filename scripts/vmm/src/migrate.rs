@@ -57,8 +57,11 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const NAMES: [(&'static str, Mode); 3] =
-        [("precopy", Mode::Precopy), ("postcopy", Mode::Postcopy), ("userfaultfd", Mode::Userfaultfd)];
+    pub const NAMES: [(&'static str, Mode); 3] = [
+        ("precopy", Mode::Precopy),
+        ("postcopy", Mode::Postcopy),
+        ("userfaultfd", Mode::Userfaultfd),
+    ];
 
     pub fn parse(name: &str) -> Result<Self> {
         let mode = Self::NAMES.iter().find(|(known, _)| *known == name);
@@ -83,13 +86,17 @@ impl Link {
     fn send(&mut self, kind: u64, a: u64, b: u64, content: &[u8]) -> Result<()> {
         let head: Vec<u8> =
             [kind, a, b, content.len() as u64].iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.0.write_all(&head).and_then(|()| self.0.write_all(content)).context("the other side has gone")
+        self.0
+            .write_all(&head)
+            .and_then(|()| self.0.write_all(content))
+            .context("the other side has gone")
     }
 
     fn receive(&mut self) -> Result<Message> {
         let mut head = [0; 32];
         self.0.read_exact(&mut head).context("the other side has gone")?;
-        let mut words = head.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+        let mut words =
+            head.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
         let mut word = || words.next().unwrap_or_default();
         let (kind, a, b, bytes) = (word(), word(), word(), word());
         // The largest are a block of pages and the state of a machine.
@@ -104,7 +111,10 @@ impl Link {
     fn expect(&mut self, kind: u64) -> Result<Message> {
         let message = self.receive()?;
         if message.kind != kind {
-            fail!("message {} instead of {kind}: the other side is no VMM of this kind", message.kind);
+            fail!(
+                "message {} instead of {kind}: the other side is no VMM of this kind",
+                message.kind
+            );
         }
         Ok(message)
     }
@@ -172,11 +182,10 @@ pub fn send(
         Ok(missing) => {
             let downtime = stopped.elapsed().as_secs_f64() * 1e3;
             let requests = finish(&mut sender)?;
-            let all = stopped.elapsed().as_secs_f64() * 1e3;
             let bytes = sender.bytes;
             Ok(Sent::Away(format!(
                 "downtime={downtime:.1} rounds={rounds} missing={missing} requests={requests} \
-                 after={all:.1} bytes={bytes}"
+                 sent={bytes}"
             )))
         }
         Err(error) => {
@@ -192,7 +201,12 @@ fn precopy<'a>(vm: &'a Vm, path: &Path, mode: Mode) -> Result<(Sender<'a>, usize
     let stream = UnixStream::connect(path).context(format!("connecting to {}", path.display()))?;
     let mut link = Link(stream);
     let mode_word = u64::from(mode == Mode::Userfaultfd);
-    link.send(START, config.ram, config.vcpus as u64, &(mode_word << 32 | page_size() as u64).to_le_bytes())?;
+    link.send(
+        START,
+        config.ram,
+        config.vcpus as u64,
+        &(mode_word << 32 | page_size() as u64).to_le_bytes(),
+    )?;
     let missing = Marks::new(config.pages())?;
     missing.set(0..config.pages());
     let mut sender = Sender { vm, link: Mutex::new(link), missing, bytes: 0 };
@@ -223,7 +237,8 @@ fn switch(vm: &Vm, sender: &mut Sender, mode: Mode) -> Result<usize> {
     if mode == Mode::Precopy {
         sender.bytes += sender.send_all()?;
     }
-    let words: Vec<u8> = sender.missing.to_words().iter().flat_map(|word| word.to_le_bytes()).collect();
+    let words: Vec<u8> =
+        sender.missing.to_words().iter().flat_map(|word| word.to_le_bytes()).collect();
     let mut link = lock(&sender.link);
     link.send(SWITCH, state.len() as u64, 0, &[state, words].concat())?;
     link.expect(RUNNING)?;
@@ -328,9 +343,11 @@ impl Demand for Arc<Incoming> {
 pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path).context(format!("listening at {}", path.display()))?;
+    eprintln!("vmm: waiting for a machine");
     let (stream, _) = listener.accept().context("waiting for the source")?;
     let mut link = Link(stream);
     let start = link.expect(START)?;
+    eprintln!("vmm: a machine is coming");
     let config = Config { ram: start.a, vcpus: start.b as usize };
     let words = start.content.try_into().map(u64::from_le_bytes);
     let Ok(words) = words else { fail!("the source says too little") };
@@ -368,7 +385,13 @@ pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
 }
 
 /// Makes the machine ready that lacks some pages.
-fn incomplete(vm: Vm, missing: Arc<Marks>, by_marks: bool, link: Link, stats: &Arc<Stats>) -> Result<Guest> {
+fn incomplete(
+    vm: Vm,
+    missing: Arc<Marks>,
+    by_marks: bool,
+    link: Link,
+    stats: &Arc<Stats>,
+) -> Result<Guest> {
     let config = vm.memory.config();
     let base = vm.memory.host_address();
     // What earlier rounds brought of these pages is old: it goes, before anybody may see it.

@@ -2,10 +2,10 @@
 //! Supplies pages: on demand of vCPUs and of userfaultfd, and in a stream of its own.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::ops::Range;
 
 use userfaultfd::{Event, Uffd};
 

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::wound::{Broken, Wound};
 use crate::crew::{Demands, demands};
 use crate::error::{Context, Error, Result};
 use crate::handler::{self, Handler};
@@ -17,6 +16,7 @@ use crate::snapshot;
 use crate::stats::Stats;
 use crate::userfault::{self, Marks};
 use crate::vm::{Kind, Vm, open_kvm};
+use crate::wound::{Broken, Wound};
 
 /// Who fills the pages that are missing, and how.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -48,7 +48,8 @@ impl Way {
     pub fn parse(name: &str) -> Result<Self> {
         let way = Self::NAMES.iter().find(|(known, _)| *known == name);
         let names = Self::NAMES.map(|(name, _)| name).join(", ");
-        way.map(|(_, way)| *way).ok_or_else(|| Error(format!("there is no way '{name}', but {names}")))
+        way.map(|(_, way)| *way)
+            .ok_or_else(|| Error(format!("there is no way '{name}', but {names}")))
     }
 
     fn needs_marks(self) -> bool {
@@ -98,7 +99,8 @@ pub fn restore(
     stats: &Arc<Stats>,
 ) -> Result<Guest> {
     let (state, file) = snapshot::open(folder)?;
-    let way = way.possible(userfault::supported(&open_kvm()?));
+    let supported = userfault::supported(&open_kvm()?) && wound != Wound::NoCapability;
+    let way = way.possible(supported);
     let kind = match way {
         Way::Mapping => Kind::Private(file.try_clone().context("the snapshot")?),
         Way::GuestMemfd => Kind::GuestMemfd,
@@ -137,7 +139,9 @@ fn by_this_process(
     let uffd = match way {
         Way::Userfaultfd => Some(memory::register(&vm.memory)?),
         Way::Vcpu => memory::register(&vm.memory)
-            .inspect_err(|error| eprintln!("vmm: {error}: what KVM itself accesses is supplied first"))
+            .inspect_err(|error| {
+                eprintln!("vmm: {error}: what KVM itself accesses is supplied first")
+            })
             .ok(),
         _ => None,
     };
@@ -157,7 +161,7 @@ fn by_this_process(
     if way == Way::Copy {
         pager.stream(config.pages())?;
         stats.complete();
-        return Ok(Guest::whole(vm));
+        return Ok(Guest { stream: Some(Box::new(|| Ok(()))), ..Guest::whole(vm) });
     }
     let service = uffd.clone().map(|uffd| {
         let pager = pager.clone();
@@ -186,7 +190,14 @@ fn by_process(
         .collect::<Result<Demands>>()?;
     let stream: Job = Box::new(move || handler.wait());
     let marks = Some(marks);
-    Ok(Guest { vm: Arc::new(vm), demands, marks, uffd: Some(uffd), service: None, stream: Some(stream) })
+    Ok(Guest {
+        vm: Arc::new(vm),
+        demands,
+        marks,
+        uffd: Some(uffd),
+        service: None,
+        stream: Some(stream),
+    })
 }
 
 /// An option that has to be there.

@@ -61,7 +61,10 @@ pub fn open(folder: &Path) -> Result<(State, File)> {
     let slot = state.config.slot_bytes();
     let want = (slot + page_size()) as u64;
     if have != want {
-        fail!("{} has {have} bytes of {want}: it is truncated, or of another machine", path.display());
+        fail!(
+            "{} has {have} bytes of {want}: it is truncated, or of another machine",
+            path.display()
+        );
     }
     let mut identity = [0; 8];
     file.read_exact_at(&mut identity, slot as u64).context(path.display())?;
@@ -112,8 +115,14 @@ mod tests {
         };
         assert!(refused(truncate("memory")).contains("truncated"));
         assert!(refused(truncate("state")).contains("checksum"));
-        assert!(refused(|folder| fs::remove_file(folder.join("state")).unwrap()).contains("No such file"));
-        assert!(refused(|folder| fs::write(folder.join("state"), b"something").unwrap()).contains("no state"));
+        assert!(
+            refused(|folder| fs::remove_file(folder.join("state")).unwrap())
+                .contains("No such file")
+        );
+        assert!(
+            refused(|folder| fs::write(folder.join("state"), b"something").unwrap())
+                .contains("no state")
+        );
         let foreign = |folder: &Path| {
             let state = State { identity: 8, ..example() };
             fs::write(folder.join("state"), state.encode()).unwrap();

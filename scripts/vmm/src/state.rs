@@ -67,7 +67,10 @@ impl State {
         let identity = words.word()?;
         let pages_of = words.word()?;
         if pages_of != page_size() as u64 {
-            fail!("the state is of a host with pages of {pages_of} bytes, here they have {}", page_size());
+            fail!(
+                "the state is of a host with pages of {pages_of} bytes, here they have {}",
+                page_size()
+            );
         }
         let config = Config { ram: words.word()?, vcpus: words.word()? as usize };
         config.check()?;
@@ -93,7 +96,10 @@ impl Config {
             fail!("a machine has 1 to {MAX_VCPUS} vCPUs, not {}", self.vcpus);
         }
         if self.ram == 0 || self.ram % (2 << 20) != 0 || self.ram > 64 << 30 {
-            fail!("a machine has up to 64 GiB of memory, in units of 2 MiB, not {} bytes", self.ram);
+            fail!(
+                "a machine has up to 64 GiB of memory, in units of 2 MiB, not {} bytes",
+                self.ram
+            );
         }
         Ok(())
     }

@@ -96,7 +96,9 @@ impl Marks {
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: The mapping is page aligned, as long as that, and lives as long as `self`. All
         // that access it, KVM and other processes included, do so atomically.
-        unsafe { std::slice::from_raw_parts(self.region.as_ptr().cast(), Self::bytes(self.pages) / 8) }
+        unsafe {
+            std::slice::from_raw_parts(self.region.as_ptr().cast(), Self::bytes(self.pages) / 8)
+        }
     }
 
     /// Marks pages.
@@ -201,7 +203,9 @@ pub fn run(
                 demand.page(layout::page_of(gpa))?;
             }
             Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
-                fail!("a fault at {gpa:#x}, {size:#x} bytes, flags {flags:#x}, that is not for a mark")
+                fail!(
+                    "a fault at {gpa:#x}, {size:#x} bytes, flags {flags:#x}, that is not for a mark"
+                )
             }
             Ok(VcpuExit::MmioRead(address, data)) => bus.read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => bus.write(address, data)?,
@@ -233,7 +237,9 @@ mod tests {
             for end in start + 1..200 {
                 let bits: Vec<usize> = masks(start..end)
                     .flat_map(|(word, mask)| {
-                        (0..64).filter(move |bit| mask >> bit & 1 != 0).map(move |bit| word * 64 + bit)
+                        (0..64)
+                            .filter(move |bit| mask >> bit & 1 != 0)
+                            .map(move |bit| word * 64 + bit)
                     })
                     .collect();
                 assert_eq!(bits, (start..end).collect::<Vec<_>>());
@@ -270,7 +276,11 @@ mod tests {
         marks.set(0..1000);
         let taken: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| (0..1000).map(|page| marks.take(page..page + 1).len()).sum::<usize>()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..1000).map(|page| marks.take(page..page + 1).len()).sum::<usize>()
+                    })
+                })
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });

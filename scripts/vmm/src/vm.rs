@@ -90,7 +90,8 @@ impl Vm {
             .map(|vcpu| Ok(Arc::new(Mutex::new(fd.create_vcpu(vcpu).context("creating a vCPU")?))))
             .collect::<Result<Vec<_>>>()?;
         let mut preferred = kvm_vcpu_init::default();
-        fd.get_preferred_target(&mut preferred).context("the kind of vCPU that the host prefers")?;
+        fd.get_preferred_target(&mut preferred)
+            .context("the kind of vCPU that the host prefers")?;
         for (vcpu, handle) in vcpus.iter().enumerate() {
             let mut init = preferred;
             init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
@@ -101,7 +102,15 @@ impl Vm {
         }
         let gic = Gic::new(&fd, config.vcpus)?;
         let bus = Arc::new(Bus::new(interrupt(&fd)?));
-        let vm = Self { fd, gic, guest_memfd, memory, vcpus, bus, userfault: userfault::supported(&kvm) };
+        let vm = Self {
+            fd,
+            gic,
+            guest_memfd,
+            memory,
+            vcpus,
+            bus,
+            userfault: userfault::supported(&kvm),
+        };
         Ok(vm)
     }
 
@@ -149,7 +158,9 @@ impl Vm {
 
     /// Returns the pages that were written since the last call, as words of a bitmap.
     pub fn dirty(&self) -> Result<Vec<u64>> {
-        self.fd.get_dirty_log(SLOT, self.memory.config().slot_bytes()).context("reading the dirty log")
+        self.fd
+            .get_dirty_log(SLOT, self.memory.config().slot_bytes())
+            .context("reading the dirty log")
     }
 
     /// Tells KVM where to record the time that is stolen from each vCPU, if it can.
@@ -199,7 +210,8 @@ impl Vm {
             (REGISTER_PC, kernel.kernel_load.0),
             (REGISTER_X0, tree_address),
         ] {
-            vcpu.set_one_reg(register, &value.to_le_bytes()).context("setting up the first vCPU")?;
+            vcpu.set_one_reg(register, &value.to_le_bytes())
+                .context("setting up the first vCPU")?;
         }
         Ok(())
     }
@@ -240,7 +252,8 @@ fn create_guest_memfd(vm: &VmFd, config: Config) -> Result<File> {
 
 /// Makes the eventfd that raises the serial port's interrupt.
 fn interrupt(vm: &VmFd) -> Result<EventFd> {
-    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("creating an eventfd")?;
+    let event =
+        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("creating an eventfd")?;
     vm.register_irqfd(&event, SERIAL_SPI).context("registering the serial port's interrupt")?;
     Ok(event)
 }
@@ -251,13 +264,14 @@ pub fn lock(vcpu: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
 }
 
 fn save_vcpu(vcpu: &VcpuFd) -> Result<Registers> {
-    let mut list = RegList::new(1024).context("a list of registers")?;
+    let mut list = RegList::new(500).context("a list of registers")?;
     vcpu.get_reg_list(&mut list).context("listing a vCPU's registers")?;
     let mp_state = vcpu.get_mp_state().context("reading a vCPU's MP state")?.mp_state;
     let mut registers = vec![(MP_STATE, mp_state.into())];
     for id in list.as_slice() {
         let mut bytes = [0; 16];
-        vcpu.get_one_reg(*id, &mut bytes[..reg_size(*id)]).context(format!("reading register {id:#x}"))?;
+        vcpu.get_one_reg(*id, &mut bytes[..reg_size(*id)])
+            .context(format!("reading register {id:#x}"))?;
         registers.push((*id, u128::from_le_bytes(bytes)));
     }
     Ok(registers)

@@ -17,19 +17,25 @@ pub const PROGRAM: [u8; 8] = 0x6673_7561_6c74_7566_u64.to_le_bytes();
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Wound {
     None,
+    /// A byte of a page is another.
+    WrongByte,
     /// A page's mark is cleared, but the page was never filled.
     LostPage,
-    /// All marks are cleared, and only then the pages are filled.
+    /// The marks are cleared, and only then the pages are filled.
     EarlyClear,
+    /// KVM says that it has no userfault.
+    NoCapability,
 }
 
 impl Wound {
     pub fn parse(name: &str) -> Result<Self> {
         match name {
-            "none" => Ok(Wound::None),
+            "nothing" => Ok(Wound::None),
+            "wrong-byte" => Ok(Wound::WrongByte),
             "lost-page" => Ok(Wound::LostPage),
             "early-clear" => Ok(Wound::EarlyClear),
-            _ => fail!("a restore can be broken by lost-page or early-clear, not by '{name}'"),
+            "no-capability" => Ok(Wound::NoCapability),
+            _ => fail!("no restore can be broken by '{name}'"),
         }
     }
 }
@@ -45,21 +51,39 @@ pub struct Broken<S> {
 
 impl<S: Source> Broken<S> {
     pub fn new(source: S, wound: Wound, marks: Option<Arc<Marks>>, pages: usize) -> Self {
-        Self { source, wound, marks, pages, healthy: AtomicBool::new(wound != Wound::None) }
+        let healthy = matches!(wound, Wound::WrongByte | Wound::LostPage | Wound::EarlyClear);
+        Self { source, wound, marks, pages, healthy: AtomicBool::new(healthy) }
+    }
+
+    /// Clears the marks of all pages of the guest's program.
+    fn clear_early(&self) -> Result<()> {
+        let mut content = vec![0; page_size()];
+        for page in 0..self.pages {
+            self.source.read(page, &mut content)?;
+            if let (true, Some(marks)) = (content.starts_with(&PROGRAM), &self.marks) {
+                marks.clear(page..page + 1);
+            }
+        }
+        Ok(())
     }
 }
 
 impl<S: Source> Source for Broken<S> {
     fn read(&self, first: usize, buffer: &mut [u8]) -> Result<()> {
         self.source.read(first, buffer)?;
+        if !self.healthy.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let program = buffer.chunks_mut(page_size()).find(|page| page.starts_with(&PROGRAM));
         let Some(page) = program else { return Ok(()) };
         if self.healthy.swap(false, Ordering::Relaxed) {
-            if self.wound == Wound::LostPage {
-                page.fill(0);
-            } else if let Some(marks) = &self.marks {
-                marks.clear(0..self.pages);
-                thread::sleep(Duration::from_secs(3));
+            match self.wound {
+                Wound::WrongByte => page[1234] ^= 1,
+                Wound::LostPage => page.fill(0),
+                _ => {
+                    self.clear_early()?;
+                    thread::sleep(Duration::from_secs(5));
+                }
             }
         }
         Ok(())

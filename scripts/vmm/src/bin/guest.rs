@@ -48,7 +48,9 @@ impl Part<'_> {
             let want = word(self.first + page, generation, index);
             if *have != want {
                 let page = self.first + page;
-                return Err(format!("word {index} of page {page} is {have:#018x}, not {want:#018x}"));
+                return Err(format!(
+                    "word {index} of page {page} is {have:#018x}, not {want:#018x}"
+                ));
             }
         }
         Ok(())
