@@ -163,10 +163,12 @@ impl Fill {
 }
 
 /// Registers the guest's memory with userfaultfd, for faults that the kernel takes as well: KVM's
-/// own accesses are such. That needs privilege, or access to /dev/userfaultfd.
+/// own accesses are such. That needs privilege, or access to /dev/userfaultfd. The crate's default is
+/// a userfaultfd for user mode only, with which KVM_RUN fails with a bare EFAULT at the first page.
 pub fn register(memory: &Memory) -> Result<Arc<Uffd>> {
     let uffd = UffdBuilder::new()
         .close_on_exec(true)
+        .user_mode_only(false)
         .create()
         .context("userfaultfd that takes faults of the kernel")?;
     uffd.register(memory.host_address() as *mut _, memory.config().slot_bytes())

@@ -154,7 +154,7 @@ fn by_this_process(
     let kvm_needs = uffd.is_none() && fill.needs_content();
     let source: Box<dyn Source> = Box::new(Broken::new(file, wound, marks.clone(), config.pages()));
     let pager = Pager::new(config.pages(), source, fill, marks.clone(), stats.clone())?;
-    if kvm_needs {
+    if kvm_needs && way != Way::Copy {
         let first = pager.supply(config.pages_of_kvm())?;
         stats.first_pages.fetch_add(first as u64, Ordering::Relaxed);
     }
