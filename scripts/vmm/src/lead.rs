@@ -97,6 +97,7 @@ pub fn program(mut arguments: Vec<String>) -> Result<ExitCode> {
             Leader::new(guest, stats, options.path("control"))?.lead(None)
         }
         "restore" => {
+            stats.begin();
             let options = Options::parse(arguments, &["way", "handler", "control", "break"], 1)?;
             let way = Way::parse(options.get("way").unwrap_or("vcpu"))?;
             let wound = Wound::parse(options.get("break").unwrap_or("nothing"))?;

@@ -369,6 +369,7 @@ pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
             kind => fail!("message {kind} from the source, which is not for now"),
         }
     };
+    stats.begin();
     let Some((state, words)) = switch.content.split_at_checked(switch.a as usize) else {
         fail!("the source's last message is truncated");
     };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 pub struct Stats {
-    start: Instant,
+    start: OnceLock<Instant>,
     first: OnceLock<f64>,
     all: OnceLock<f64>,
     /// vCPUs that left KVM_RUN for a marked page.
@@ -23,7 +23,7 @@ pub struct Stats {
 impl Stats {
     pub fn new() -> Self {
         Self {
-            start: Instant::now(),
+            start: OnceLock::new(),
             first: OnceLock::new(),
             all: OnceLock::new(),
             exits: AtomicU64::new(0),
@@ -33,8 +33,13 @@ impl Stats {
         }
     }
 
+    /// What was ordered begins now: the times of the report count from here.
+    pub fn begin(&self) {
+        self.start.get_or_init(Instant::now);
+    }
+
     fn elapsed(&self) -> f64 {
-        self.start.elapsed().as_secs_f64() * 1e3
+        self.start.get_or_init(Instant::now).elapsed().as_secs_f64() * 1e3
     }
 
     /// A vCPU is about to run.

@@ -40,7 +40,7 @@ impl Wound {
     }
 }
 
-/// A source that does what it should, but once.
+/// A source that does what it should, but for one page.
 pub struct Broken<S> {
     source: S,
     wound: Wound,
@@ -74,12 +74,14 @@ impl<S: Source> Source for Broken<S> {
         if !self.healthy.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let program = buffer.chunks_mut(page_size()).find(|page| page.starts_with(&PROGRAM));
-        let Some(page) = program else { return Ok(()) };
+        // A page alone is one that a vCPU waits for. Others may be left over in the guest's free memory.
+        if buffer.len() != page_size() || !buffer.starts_with(&PROGRAM) {
+            return Ok(());
+        }
         if self.healthy.swap(false, Ordering::Relaxed) {
             match self.wound {
-                Wound::WrongByte => page[1234] ^= 1,
-                Wound::LostPage => page.fill(0),
+                Wound::WrongByte => buffer[1234] ^= 1,
+                Wound::LostPage => buffer.fill(0),
                 _ => {
                     self.clear_early()?;
                     thread::sleep(Duration::from_secs(5));

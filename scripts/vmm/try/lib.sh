@@ -19,14 +19,18 @@ bad()
 	failed=$((failed + 1))
 }
 
-# await FILE TEXT: waits until a file has a text; fails after two minutes.
+# await FILE TEXT: waits until a file has a text; fails after a minute, or when
+# the VMM $pid has ended without it.
 await()
 {
-	tenths=0
+	end=$(($(date +%s) + ${PATIENCE:-60}))
 	until grep -q -- "$2" "$1" 2>/dev/null; do
-		tenths=$((tenths + 1))
-		[ $tenths -lt 1200 ] || return 1
-		sleep 0.1
+		[ "$(date +%s)" -lt $end ] || return 1
+		if ! kill -0 "$pid" 2>/dev/null; then
+			grep -q -- "$2" "$1" 2>/dev/null
+			return
+		fi
+		sleep 0.2
 	done
 }
 
