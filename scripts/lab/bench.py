@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Measures what userfault costs: counts the instructions of the base, of the series
-without its optional patches and of all of it, on the same machines.
+without the helper in Rust and of all of it, on the same machines.
 
 The machines take a nanosecond for each instruction, so that what the selftest
 userfault_bench measures are numbers of instructions, and the same ones each
@@ -11,26 +11,23 @@ what costs nothing there. Results are a Markdown page, a JSON file and a picture
 import argparse
 import concurrent.futures
 import dataclasses
-import itertools
+import functools
 import os
 import pathlib
 import re
 import shlex
 import shutil
 
+import config
 import kernel
+import kgit
 import machine
 import report
-import steps
 import tree
 from common import CACHE, LabError, add_common_options, lock, main, output, say, step, succeeds
 
-# The optional patches. All that comes before the first of them is the series
-# without them.
-OPTIONAL = {
-    "KVM: arm64: Find marked pages in the userfault helper",
-    *(subject for subject, _ in steps.FEATURES),
-}
+# What is compared: the base, and the series without and with the helper.
+BASE, CORE, HELPER = "base", "core", "helper"
 
 # Kernels that count instructions, and kernels that count calls and locks.
 COUNT, EVENTS = "4k-count", "4k-trace"
@@ -78,50 +75,37 @@ def parse(lines):
     return figures
 
 
-def kernels(branch):
-    """Returns the commits of the kernels to compare, as {name: commit}."""
-    plain, optional = "base", ""
-    for commit, subject in steps.commits(branch):
-        if subject in OPTIONAL:
-            optional = subject
-        elif not optional:
-            plain = commit
-        elif steps.concerns_kernel(commit):
-            raise LabError(
-                f"'{subject}' comes after '{optional}', but is not one of the optional patches"
-                " that scripts/lab/bench.py names: put it before these, or name it there"
-            )
-    if not optional:
-        say("no patch is optional: the series without and with such patches is the same")
-    return {"base": "base", "without": plain, "with": tree.git("rev-parse", branch)}
+def kernels(commit):
+    """Returns the kernels to compare, as {name: (commit, what is added to a variant's name)}."""
+    return {BASE: ("base", "-nohelper"), CORE: (commit, "-nohelper"), HELPER: (commit, "")}
 
 
 def worktree():
     """Returns a checkout of the series' tree for the commits to compare."""
     path = CACHE / "trees" / "bench"
-    if not succeeds(["git", "-C", path, "rev-parse", "--git-dir"], env=tree.environment()):
+    if not succeeds(["git", "-C", path, "rev-parse", "--git-dir"], env=kgit.environment()):
         shutil.rmtree(path, ignore_errors=True)
-        tree.git("worktree", "prune")
-        say(f"making {path}, a checkout of {tree.TREE}")
-        tree.git("worktree", "add", "--quiet", "--detach", path, "base")
+        kgit.git("worktree", "prune")
+        say(f"making {path}, a checkout of {kgit.TREE}")
+        kgit.git("worktree", "add", "--quiet", "--detach", path, "base")
     return path
 
 
 def image(source, commit, variant, jobs):
     """Builds a commit's kernel unless there is one of the same source, and returns where it is."""
-    content = tree.git("rev-parse", f"{commit}^{{tree}}")
-    fragments = "".join(path.read_text() for path in kernel.fragments(variant))
+    content = kgit.git("rev-parse", f"{commit}^{{tree}}")
+    asked = config.defaults(source) + config.text(variant)
     build = kernel.directory(source, variant)
     target = build.with_name(f"{variant}-{content[:12]}")
     stamp = target / "config"
-    if stamp.exists() and stamp.read_text() == fragments:
+    if stamp.exists() and stamp.read_text() == asked:
         return target
     build.mkdir(parents=True, exist_ok=True)
-    tree.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
-    kernel.write_config(source, build, variant)
+    kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
+    config.write(source, build, variant)
     if commit != "base":
         # The base does not offer userfault.
-        kernel.check_config(build, variant)
+        config.check(build, variant)
     step(
         f"building the {variant} kernel of {commit[:12]} (1 to 5 minutes)",
         kernel.make(source, build, "Image", jobs=jobs),
@@ -130,13 +114,13 @@ def image(source, commit, variant, jobs):
     name = pathlib.Path("arch/arm64/boot/Image")
     (target / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(build / name, target / name)
-    stamp.write_text(fragments)
+    stamp.write_text(asked)
     return target
 
 
 def selftests(source, commit, jobs):
     """Builds the selftests of the whole series, which run on all kernels, and returns an initrd."""
-    tree.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
+    kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
     build = kernel.directory(source, COUNT)
     return kernel.initrd(build, kernel.selftests(source, build, jobs))
 
@@ -179,14 +163,17 @@ def measure(machines, images, initrd, quick, jobs):
     return results
 
 
-def images_of(source, commits, variants, jobs):
+def images_of(source, compared, kinds, jobs):
     """Builds the kernels and returns {variant: {name: where it is}}; the same one is built once."""
-    images = {}
-    for variant, names in variants.items():
-        images[variant] = {name: image(source, commits[name], variant, jobs) for name in names}
-    for old in kernel.directory(source, COUNT).parent.glob("4k-*-*"):
-        if old not in itertools.chain(*(found.values() for found in images.values())):
-            if old.name.startswith(tuple(f"{variant}-" for variant in variants)):
+    images = {
+        kind: {name: image(source, commit, kind + rest, jobs)
+               for name, (commit, rest) in compared.items() if name in names}
+        for kind, names in kinds.items()
+    }  # fmt: skip
+    used = {path for found in images.values() for path in found.values()}
+    for kind in kinds:
+        for old in kernel.directory(source, kind).parent.glob(f"{kind}-*"):
+            if (old / "config").exists() and old not in used:
                 shutil.rmtree(old)
     return images
 
@@ -218,36 +205,32 @@ def program():
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
     args = parser.parse_args()
 
-    if not args.branch and tree.git("status", "--porcelain", tree=tree.ready()):
-        raise LabError(f"{tree.TREE} has uncommitted changes: commit them first")
-    commits = kernels(args.branch or tree.BRANCH)
-    variants = {COUNT: ["base", "without", "with"]}
-    if not args.quick:
-        variants[EVENTS] = ["without", "with"]
+    if not args.branch and kgit.git("status", "--porcelain", tree=tree.ready()):
+        raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
+    commit = kgit.git("rev-parse", args.branch or kgit.BRANCH)
+    compared = kernels(commit)
+    kinds = {COUNT: [*compared]} if args.quick else {COUNT: [*compared], EVENTS: [*compared]}
     with lock("build-bench"):
         source = worktree()
-        images = images_of(source, commits, variants, args.jobs)
-        initrd = selftests(source, commits["with"], args.jobs)
+        images = images_of(source, compared, kinds, args.jobs)
+        initrd = selftests(source, commit, args.jobs)
         machines = {name: MACHINES[name] for name in args.machine or MACHINES}
         jobs = args.jobs or os.cpu_count() or 1
         results = measure(machines, images, initrd, args.quick, jobs)
     command = "scripts/bench" + (" --quick" if args.quick else "")
     command += "".join(f" --machine {name}" for name in args.machine or [])
-    for path in report.write(args.output, results, describe(commits, command)):
+    for path in report.write(args.output, results, describe(compared, command)):
         print(path)
     return 0
 
 
-def describe(commits, command):
+def describe(compared, command):
     """Returns what the results are of, for the report."""
-
-    def subject(commit):
-        return tree.git("log", "-1", "--format=%s", commit)
-
+    subject = functools.partial(kgit.git, "log", "-1", "--format=%s")
     return {
         "command": command,
         "emulator": output(["qemu-system-aarch64", "--version"]).splitlines()[0],
-        "kernels": {name: subject(commit) for name, commit in commits.items()},
+        "kernels": {name: subject(commit) for name, (commit, _) in compared.items()},
     }
 
 

@@ -2,6 +2,7 @@
 """What every program of the lab shares: its places, its errors, its steps."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -45,13 +46,25 @@ def main(function):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(function())
-    except LabError as error:
-        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run it again to go on")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run it again to go on")
+    except LabError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {in_words(error)}")
+
+
+def in_words(error):
+    """Returns what the system says, in two lines: what is wrong, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"there is no room left in {error.filename or CACHE}.\nMake room and run this again."
+    if isinstance(error, FileNotFoundError) and error.filename and "/" not in str(error.filename):
+        return missing_tool(error.filename)
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return f"{what}.\nSee that this is as it should be and run this again."
 
 
 def say(text):
@@ -85,7 +98,7 @@ def no_space(path):
     """Returns a hint when the file system of a path is full, else nothing."""
     free = shutil.disk_usage(path).free
     if free < 64 << 20:
-        return f" The file system of {path} is full: make room and run this again."
+        return f"\nThe file system of {path} is full: make room and run this again."
     return ""
 
 
@@ -124,18 +137,15 @@ def step(what, command, log, *, cwd=None, env=None, stdin=None):
     with open(path, "w", encoding="utf-8") as out, Ticker(what, path):
         out.write(f"$ {shlex.join(command)}\n")
         out.flush()
-        try:
-            result = subprocess.run(
-                command,
-                cwd=cwd,
-                env={**os.environ, **(env or {})},
-                stdin=stdin or subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise LabError(missing_tool(command[0])) from error
+        result = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
     if result.returncode:
         print(tail(path), file=sys.stderr)
         raise LabError(
@@ -148,7 +158,7 @@ def step(what, command, log, *, cwd=None, env=None, stdin=None):
 def missing_tool(name):
     """Returns what to say about a tool that is not there."""
     return (
-        f"{name} is missing. Run without --host-tools, or install the packages that"
+        f"{name} is missing.\nRun without --host-tools, or install the packages that"
         " scripts/lab/packages names."
     )
 
@@ -156,10 +166,7 @@ def missing_tool(name):
 def output(command, **kwargs):
     """Runs a short command and returns what it printed."""
     command = [str(word) for word in command]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
-    except FileNotFoundError as error:
-        raise LabError(missing_tool(command[0])) from error
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
     if result.returncode:
         raise LabError(
             f"'{shlex.join(command)}' failed: {(result.stderr or result.stdout).strip()}"

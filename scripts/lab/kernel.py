@@ -3,30 +3,10 @@
 
 import os
 import pathlib
-import re
 import shutil
 
-from common import CACHE, LAB, LabError, lock, output, say, step, write_if_changed
-
-CONFIG = LAB / "config"
-# What the kernel is built with: the fragments of config/, in order.
-VARIANTS = {
-    "4k": ["kernel", "rust"],
-    "16k": ["kernel", "rust", "16k"],
-    "64k": ["kernel", "rust", "64k"],
-    "4k-norust": ["kernel"],
-    "4k-gcc": ["kernel", "rust"],
-    "4k-count": ["kernel", "rust", "count"],
-    "4k-trace": ["kernel", "rust", "trace"],
-    "4k-debug": ["kernel", "rust", "debug"],
-    "16k-debug": ["kernel", "rust", "16k", "debug"],
-    "64k-debug": ["kernel", "rust", "64k", "debug"],
-}
-
-
-def compiler(variant):
-    """Returns the words for make that choose the compiler of a variant."""
-    return ["CROSS_COMPILE=aarch64-linux-gnu-"] if variant.endswith("-gcc") else ["LLVM=1"]
+import config
+from common import CACHE, LAB, LabError, lock, output, say, step
 
 
 def directory(tree, variant):
@@ -37,78 +17,29 @@ def directory(tree, variant):
 def make(tree, build, *words, jobs=None):
     """Returns a make command for a kernel build."""
     jobs = jobs or (os.cpu_count() or 1) + 1
-    words = [*compiler(build.name), f"O={build}", *words]
+    words = [*config.compiler(build.name), f"O={build}", *words]
     return ["make", "-C", tree, f"-j{jobs}", "ARCH=arm64", *words]
 
 
-def fragments(variant):
-    """Returns the configuration fragments of a variant."""
-    return [CONFIG / f"{name}.config" for name in VARIANTS[variant]]
-
-
-def write_config(tree, build, variant):
-    """Writes .config from allnoconfig and the fragments, as far as the tree offers their symbols."""
-    # In the cache, as merge_config.sh knows no path with a space.
-    merged = build / "kvm-userfault.config"
-    merged.write_text("".join(path.read_text() for path in fragments(variant)))
-    step(
-        f"configuring the {variant} kernel",
-        [
-            "sh",
-            "-ec",
-            'make -s -C "$0" ARCH=arm64 "$3" O="$1" allnoconfig;'
-            ' cd "$0"; scripts/kconfig/merge_config.sh -m -O "$1" "$1/.config" "$2";'
-            ' make -s ARCH=arm64 "$3" O="$1" olddefconfig',
-            tree,
-            build,
-            merged,
-            *compiler(variant),
-        ],
-        f"configure-{variant}",
-    )
-
-
-def wanted(variant):
-    """Returns the lines of .config that the fragments of a variant ask for."""
-    lines = {}
-    for file in fragments(variant):
-        for line in file.read_text().splitlines():
-            match = re.match(r"(?:# )?(CONFIG_\w+)[ =]", line)
-            if match:
-                # A later fragment overrides an earlier one.
-                lines[match[1]] = line
-    return [line for line in lines.values() if line.startswith("CONFIG")]
-
-
-def configure(tree, build, variant):
-    """Writes .config unless it is up to date; says what the tree does not offer."""
-    stamp = build / ".kvm-userfault-config"
-    key = "\n".join(wanted(variant)) + "\n"
-    if stamp.exists() and stamp.read_text() == key and (build / ".config").exists():
+def begin(build):
+    """Begins a build with a copy of one that is near to it; make keeps what fits."""
+    near = build.with_name(config.near(build.name) or "none")
+    if build.exists() or not (near / "vmlinux").exists():
         return
-    build.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
-    write_config(tree, build, variant)
-    check_config(build, variant)
-    stamp.write_text(key)
-
-
-def check_config(build, variant):
-    """Fails if the tree does not offer what a variant is to have."""
-    have = set((build / ".config").read_text().splitlines())
-    missing = [line for line in wanted(variant) if line not in have]
-    if missing:
-        raise LabError(
-            f"the tree does not offer what the {variant} kernel is to have: {', '.join(missing)}."
-            " See scripts/lab/config, and 'make rustavailable' for CONFIG_RUST."
-        )
+    say(f"beginning with a copy of the {near.name} kernel's build")
+    scratch = build.with_name(f"{build.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with lock(f"build-{near.parent.name}-{near.name}"):
+        shutil.copytree(near, scratch, symlinks=True)
+    scratch.rename(build)
 
 
 def kernel(tree, variant, jobs=None, words=("Image",)):
     """Builds a kernel and returns its build directory."""
     build = directory(tree, variant)
     with lock(f"build-{build.parent.name}-{variant}"):
-        configure(tree, build, variant)
+        begin(build)
+        config.bring_up_to_date(tree, build, variant)
         minutes = "1 to 5 minutes, seconds if little has changed"
         step(
             f"building the {variant} kernel ({minutes})",

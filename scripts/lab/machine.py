@@ -13,7 +13,7 @@ import tempfile
 import time
 
 import kernel
-from common import LOGS, LabError, Ticker, missing_tool, say
+from common import LOGS, LabError, Ticker, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,9 @@ def qemu(machine, build, initrd, extra):
     ]
 
 
-def boot(name, build, initrd, command, *, shell=False, timeout=600, show=True, extra=""):
+def boot(
+    name, build, initrd, command, *, shell=False, timeout=600, silence=None, show=True, extra=""
+):
     """Boots a machine, runs a command on it and returns (exit code, lines of its console)."""
     say(f"booting the {name} machine ({build.name} kernel)")
     with tempfile.TemporaryDirectory() as directory:
@@ -97,21 +99,18 @@ def boot(name, build, initrd, command, *, shell=False, timeout=600, show=True, e
                 out.write(b"\0" * (-out.tell() % 4))
         kind = {**MACHINES, **COUNTING_MACHINES}[name]
         words = [str(word) for word in qemu(kind, build, combined, extra)]
-        try:
-            if shell:
-                return subprocess.run(words, check=False).returncode, []
-            return watch(words, f"boot-{build.name}-{name}", timeout, show)
-        except FileNotFoundError as error:
-            raise LabError(missing_tool(words[0])) from error
+        if shell:
+            return subprocess.run(words, check=False).returncode, []
+        return watch(words, f"boot-{build.name}-{name}", timeout, silence, show)
 
 
-def watch(words, log, timeout, show):
-    """Runs a machine to its end, showing its console, and returns (exit code, lines)."""
+def watch(words, log, timeout, silence, show):
+    """Runs a machine to its end, or until it has said nothing for some seconds, showing its
+    console, and returns (exit code, lines)."""
     LOGS.mkdir(parents=True, exist_ok=True)
     path = LOGS / f"{log}.log"
     ticker = contextlib.nullcontext() if show else Ticker("running", path)
-    lines, code = [], None
-    end = time.monotonic() + timeout
+    lines, code, why = [], None, "stopped before its command ended"
     with (
         open(path, "w", buffering=1, encoding="utf-8") as out,
         subprocess.Popen(
@@ -123,7 +122,7 @@ def watch(words, log, timeout, show):
         ticker,
     ):
         try:
-            for line in console(process, end):
+            for line in console(process, timeout, silence or timeout):
                 out.write(line + "\n")
                 match = re.match(r"lab: ended with (\d+)", line)
                 if match:
@@ -132,30 +131,37 @@ def watch(words, log, timeout, show):
                 lines.append(line)
                 if show:
                     print(line, flush=True)
+        except TimeoutError as error:
+            why = str(error)
         finally:
             process.kill()
     if code is None:
-        late = time.monotonic() >= end
-        why = f"did not finish in {timeout} seconds" if late else "stopped before its command ended"
         if not show:
             print("\n".join(lines[-20:]), file=sys.stderr)
         raise Unfinished(f"the machine {why}; its console is in {path}", lines)
     return code, lines
 
 
-def console(process, end):
-    """Yields the lines of a machine's console until it ends or its time is up."""
-    rest = b""
+def console(process, timeout, silence):
+    """Yields the lines of a machine's console until it ends; it has some seconds for all, and some
+    for each line."""
+    rest, now = b"", time.monotonic()
+    end, heard = now + timeout, now
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        while time.monotonic() < end:
+        while True:
             if not selector.select(timeout=1):
-                continue
-            chunk = os.read(process.stdout.fileno(), 65536)
-            if not chunk:
-                break
-            *complete, rest = (rest + chunk).split(b"\n")
-            for line in complete:
-                yield line.decode(errors="replace").rstrip("\r")
+                if time.monotonic() >= heard + silence:
+                    raise TimeoutError(f"said nothing for {silence} seconds")
+            else:
+                heard = time.monotonic()
+                chunk = os.read(process.stdout.fileno(), 65536)
+                if not chunk:
+                    break
+                *complete, rest = (rest + chunk).split(b"\n")
+                for line in complete:
+                    yield line.decode(errors="replace").rstrip("\r")
+            if time.monotonic() >= end:
+                raise TimeoutError(f"did not finish in {timeout} seconds")
     if rest:
         yield rest.decode(errors="replace").rstrip("\r")

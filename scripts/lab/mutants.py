@@ -1,122 +1,288 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Breaks the series on purpose, one way after the other, and shows which test catches it.
+"""Breaks the series on purpose, one way after the other, and shows which test notices.
 
-Each file of scripts/lab/mutants is one small wrong change, with the promise
-that it breaks and the test cases that must fail. It is applied to an overlay of
-the kernel tree and of its build directory, so that neither is touched, then
-built and booted with the programs that have these cases. A mutant that no named
-case catches survives: that is an error of the tests.
+All wrong changes of scripts/lab/mutants are in one kernel, whose parameter
+kvm.mutant says which of them acts; mutate.py has their form. They are applied to
+an overlay of the kernel tree and of its build directory, so that neither is
+touched. A machine tries one after the other with the test cases that each names,
+and is booted anew when the kernel has died or complained.
+
+A mutant that nothing notices survives: that is an error of the tests.
 """
 
 import argparse
+import collections
+import contextlib
 import dataclasses
-import pathlib
 import re
 import time
 
 import kernel
 import ktap
 import machine
+import mutate
 import run
+import skips
 import tree
-from common import LAB, LabError, add_common_options, main, output, step, succeeds
+from common import LabError, add_common_options, main, say, step
 from overlay import overlays
 
-DIRECTORY = LAB / "mutants"
-
-# A program that hangs has noticed something as well. Nested guests are slow.
+PARAMETER = "/sys/module/kvm/parameters/mutant"
+# How long a case may take, and for how long a machine may say nothing. Nested guests are slow.
 SECONDS = {"nested": 90}
+DEFAULT_SECONDS = 40
+
+# How a mutant is tried: each program with the cases that are wanted of it, in the form of
+# kselftest's runner, and then KUnit's suites, which run again when they are asked to.
+SCRIPT = """\
+set -o pipefail
+cd /kselftest/kvm
+t()
+{{
+	seconds=$1 program=$2 case=$3
+	echo "# selftests: kvm: $program"
+	if [ ! -x ./$program ]; then
+		echo "not ok 1 selftests: kvm: $program # is not there"
+		return
+	fi
+	timeout $seconds ./$program -c $case 2>&1 | sed 's/^/# /'
+	code=$?
+	case $code in
+	0) echo "ok 1 selftests: kvm: $program" ;;
+	4) echo "ok 1 selftests: kvm: $program # SKIP" ;;
+	*) echo "not ok 1 selftests: kvm: $program # exit=$code" ;;
+	esac
+}}
+k()
+{{
+	echo 1 >/sys/kernel/debug/kunit/$1/run
+	cat /sys/kernel/debug/kunit/$1/results
+}}
+m()
+{{
+	echo $1 >{parameter}
+	echo "mutant: begins $1"
+}}
+e()
+{{
+	echo 0 >{parameter}
+	echo "mutant: ended $1"
+}}
+"""
 
 
 @dataclasses.dataclass(frozen=True)
-class Mutant:
-    """A wrong change."""
+class Case:
+    """A test case: of a program, or of a KUnit suite."""
 
-    path: pathlib.Path
-    breaks: str
-    cases: list
-    machine: str
+    program: str
+    name: str
+    is_kunit: bool
+
+    def command(self, seconds):
+        """Returns the command that runs it."""
+        return f"k {self.program}" if self.is_kunit else f"t {seconds} {self.program} {self.name}"
+
+
+@dataclasses.dataclass
+class Trial:
+    """What became of a mutant on a machine."""
+
+    mutant: mutate.Mutant
+    failed: list
+    how: str = ""
 
     @property
-    def name(self):
-        """Its name."""
-        return self.path.stem
+    def by(self):
+        """Returns the named cases that noticed it, or how else it was noticed, or nothing."""
+        named = [case for case in self.failed if case in self.mutant.cases]
+        return ", ".join(named) or self.how
 
 
-def read(path):
-    """Reads a mutant: a text with fields, then a diff."""
-    text = path.read_text()
-    fields = dict(re.findall(r"^(Breaks|Caught-by|Machine): *(.+)$", text, re.MULTILINE))
-    if "Breaks" not in fields or "Caught-by" not in fields or "\ndiff --git " not in text:
-        raise LabError(f"{path} lacks 'Breaks:', 'Caught-by:' or a diff")
-    cases = [case.strip() for case in fields["Caught-by"].split(",")]
-    return Mutant(path, fields["Breaks"], cases, fields.get("Machine", "nofwb"))
+def all_cases(source):
+    """Returns the test cases that a kernel tree has, as {name: [Case]}."""
+    found = collections.defaultdict(list)
+    for path in sorted((source / "arch/arm64/kvm/userfault").glob("*.rs")):
+        text = path.read_text()
+        suite = re.search(r"kunit_tests\((\w+)\)", text)
+        for name in re.findall(r"#\[test\]\s+fn (\w+)\(", text):
+            found[name].append(Case(suite[1], name, True))
+    for path in sorted((source / "tools/testing/selftests/kvm/arm64").glob("*.rs")):
+        for name in re.findall(r"^fn (\w+)\(\)", path.read_text(), re.MULTILINE):
+            found[name].append(Case(path.stem, name, False))
+    return found
 
 
-def mutants(names=()):
-    """Returns the mutants, all or those that are named."""
-    found = {path.stem: read(path) for path in sorted(DIRECTORY.glob("*.patch"))}
+def cases_of(mutant, known):
+    """Returns the cases that a mutant names."""
+    unknown = [name for name in mutant.cases if name not in known]
+    if unknown:
+        raise LabError(f"{mutant.name} names cases that no test has: {', '.join(unknown)}")
+    return [case for name in mutant.cases for case in known[name]]
+
+
+def script(chosen, known, seconds):
+    """Returns the commands that try mutants; 0 stands for a kernel where none acts."""
+    lines = [SCRIPT.format(parameter=PARAMETER)]
+    for number, cases in chosen:
+        commands = dict.fromkeys(case.command(seconds) for case in cases)
+        lines += [f"m {number}", *commands, f"e {number}"]
+    return "\n".join(lines)
+
+
+def failed_cases(lines, name, variant):
+    """Returns the names of the cases and programs that failed, or skipped though they may not."""
+    programs = ktap.parse(lines)
+    failed = [(case or program).name for program, case in ktap.failures(programs)]
+    wrong = skips.unexpected(name, variant, programs)
+    return failed + [sentence.split(" was skipped")[0].split()[-1] for sentence in wrong]
+
+
+def how_noticed(lines, ended, failed):
+    """Returns how the kernel, or the end of a program, shows that something is wrong."""
+    splats = [line for line in lines if run.SPLAT.search(line)]
+    if any(re.search(r"Oops|Kernel panic|Internal error", line) for line in lines):
+        return "an Oops"
+    if splats:
+        return f"a splat ({splats[0][:60].strip()})"
+    if not ended:
+        return "a hang"
+    if any(re.search(r"# exit=1(3[4-9]|4[0-2])|killed by signal", line) for line in lines):
+        return "an abort" if failed else ""
+    return ""
+
+
+def sections(lines):
+    """Yields (number of a mutant, its lines, whether it came to its end)."""
+    number, part = None, []
+    for line in lines:
+        begins = re.search(r"mutant: begins (\d+)$", line)
+        ended = re.search(r"mutant: ended (\d+)$", line)
+        if begins:
+            number, part = int(begins[1]), []
+        elif ended and number is not None:
+            yield number, part, True
+            number = None
+        elif number is not None:
+            part.append(line)
+    if number is not None:
+        yield number, part, False
+
+
+class Place:
+    """A machine with a kernel that has all mutants, on which some are tried."""
+
+    def __init__(self, name, build, initrd, known):
+        self.name, self.build, self.initrd, self.known = name, build, initrd, known
+        self.seconds = SECONDS.get(name, DEFAULT_SECONDS)
+
+    def boot(self, chosen):
+        """Boots the machine to try [(number, cases)] and returns its console."""
+        command = script(chosen, self.known, self.seconds)
+        try:
+            _, lines = machine.boot(
+                self.name,
+                self.build,
+                self.initrd,
+                command,
+                show=False,
+                timeout=600 + 60 * len(chosen),
+                silence=self.seconds + 60,
+            )
+        except machine.Unfinished as error:
+            lines = error.lines
+        return lines
+
+    def check_tests(self, mutants):
+        """Fails if the cases of mutants fail where none acts."""
+        cases = list(dict.fromkeys(case for one in mutants for case in cases_of(one, self.known)))
+        found = list(sections(self.boot([(0, cases)])))
+        failed = [case for _, lines, _ in found for case in failed_cases(lines, *self.names)]
+        if failed or not found or not found[0][2]:
+            raise LabError(
+                f"on {self.name} with {self.build.name}, where no mutant acts, these fail:"
+                f" {', '.join(failed) or 'the machine did not get to its end'}"
+            )
+
+    @property
+    def names(self):
+        """Returns the names of machine and kernel."""
+        return self.name, self.build.name
+
+    def hunt(self, mutants):
+        """Tries mutants and yields a Trial for each."""
+        left = {one.number: one for one in mutants}
+        while left:
+            chosen = [(number, cases_of(one, self.known)) for number, one in left.items()]
+            before = len(left)
+            for number, lines, ended in sections(self.boot(chosen)):
+                failed = failed_cases(lines, *self.names)
+                how = how_noticed(lines, ended, failed)
+                yield Trial(left.pop(number), failed, how)
+                if how and how != "an abort":
+                    # What comes after this would not say much.
+                    break
+            if len(left) == before:
+                raise LabError(f"the {self.name} machine did not get to its first mutant")
+
+
+@contextlib.contextmanager
+def kernel_with(all_mutants, source, variant, jobs=None):
+    """Builds a kernel that has all mutants, for as long as it is used."""
+    build = kernel.kernel(source, variant, jobs)
+    with overlays(source, build):
+        for name, text in mutate.files(all_mutants, source).items():
+            (source / name).write_text(text)
+        command = kernel.make(source, build, "-s", "Image", jobs=jobs)
+        step(f"building the {variant} kernel with {len(all_mutants)} mutants", command, "mutants")
+        yield build
+
+
+def choose(names=()):
+    """Returns the mutants that are named, or all that are not equivalent."""
+    found = {one.name: one for one in mutate.mutants()}
     unknown = set(names) - found.keys()
     if unknown:
         raise LabError(f"no mutant is called {', '.join(sorted(unknown))}")
-    return [found[name] for name in names or found]
+    if names:
+        return [found[name] for name in names]
+    return [one for one in found.values() if one.cases]
 
 
-def failed_cases(lines):
-    """Returns the names of the cases and programs that failed, KUnit's and the selftests' alike."""
-    return [(case or program).name for program, case in ktap.failures(ktap.parse(lines))]
-
-
-def programs(mutant, source):
-    """Returns the test programs that have the cases of a mutant; KUnit's run at each boot."""
-    kunit = source / "arch/arm64/kvm/userfault/kunit.rs"
-    files = [kunit, *sorted((source / "tools/testing/selftests/kvm/arm64").glob("*.rs"))]
-    texts = {path: path.read_text() for path in files}
-    found = set()
-    for case in mutant.cases:
-        having = {path for path, text in texts.items() if f"fn {case}(" in text}
-        if not having:
-            raise LabError(f"{mutant.path} names the case '{case}', which no test has")
-        found |= having
-    return sorted(path.stem for path in found - {kunit})
-
-
-def try_mutant(mutant, source, build, initrd):
-    """Builds and boots one mutant; returns (the cases that failed, what ended the run early)."""
-    with overlays(source, build):
-        if not succeeds(["git", "-C", source, "apply", "--check", mutant.path]):
-            raise LabError(f"{mutant.path} does not apply to the series any more: bring it up to date")
-        output(["git", "-C", source, "apply", mutant.path])
-        command = kernel.make(source, build, "-s", "Image")
-        step(f"building the mutant {mutant.name}", command, f"mutant-{mutant.name}")
-        try:
-            # Where KUnit alone has to notice, any program will do.
-            names = "|".join(programs(mutant, source) or ["userfault_interface"])
-            suite = run.suite(SECONDS.get(mutant.machine, 40), names)
-            _, lines = machine.boot(mutant.machine, build, initrd, suite, show=False)
-        except machine.Unfinished as error:
-            return failed_cases(error.lines), str(error)
-    return failed_cases(lines), ""
-
-
-def hunt(chosen, jobs=None):
-    """Tries mutants and yields (mutant, cases that failed, seconds)."""
+def hunt(chosen, machines=None, jobs=None):
+    """Tries mutants on their machines and yields (machine, variant of the kernel, Trial)."""
     source = tree.ready()
-    build = kernel.kernel(source, "4k", jobs)
-    initrd = kernel.initrd(build, kernel.selftests(source, build, jobs))
-    for mutant in chosen:
-        start = time.monotonic()
-        failed, _ = try_mutant(mutant, source, build, initrd)
-        yield mutant, failed, time.monotonic() - start
+    known = all_cases(source)
+    for one in chosen:
+        cases_of(one, known)
+    by_kernel = collections.defaultdict(lambda: collections.defaultdict(list))
+    for one in chosen:
+        for name, variant in one.places:
+            if not machines or name in machines:
+                by_kernel[variant][name].append(one)
+    for variant, by_machine in by_kernel.items():
+        plain = kernel.kernel(source, variant, jobs)
+        initrd = kernel.initrd(plain, kernel.selftests(source, plain, jobs))
+        with kernel_with(mutate.mutants(), source, variant, jobs) as build:
+            for name, mutants in by_machine.items():
+                place = Place(name, build, initrd, known)
+                say(f"{len(mutants)} mutants on the {name} machine, {variant} kernel")
+                place.check_tests(mutants)
+                for trial in place.hunt(mutants):
+                    yield name, variant, trial
 
 
-def caught(mutant, failed):
-    """Says whether a case that has to catch a mutant did."""
-    return any(case in failed for case in mutant.cases)
+def show_list(chosen):
+    """Shows mutants, and why some cannot be noticed."""
+    for one in chosen:
+        print(f"{one.name:44} {one.breaks}")
+    for one in mutate.mutants():
+        if not one.cases:
+            print(f"{one.name:44} equivalent: {one.fields['equivalent']}")
 
 
 def program():
-    """Hunts mutants and shows a table."""
+    """Hunts mutants and shows a line for each."""
     parser = argparse.ArgumentParser(
         prog="scripts/mutants",
         description=__doc__,
@@ -124,23 +290,26 @@ def program():
     )
     add_common_options(parser)
     parser.add_argument("--list", action="store_true", help="show the mutants and stop")
+    parser.add_argument("--machine", action="append", choices=machine.MACHINES, help="only there")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("mutant", nargs="*", help="which to try; default: all")
     args = parser.parse_args()
 
-    chosen = mutants(args.mutant)
+    chosen = choose(args.mutant)
     if args.list:
-        for mutant in chosen:
-            print(f"{mutant.name:40} {mutant.breaks}")
+        show_list(chosen)
         return 0
-    survivors = 0
-    for mutant, failed, seconds in hunt(chosen, args.jobs):
-        verdict = "caught" if caught(mutant, failed) else "SURVIVED"
-        survivors += verdict != "caught"
-        by = ", ".join(case for case in failed if not case.startswith("userfault_")) or "nothing"
-        print(f"{verdict:8} {mutant.name:40} by {by} ({seconds:.0f} s)", flush=True)
-    print(f"{len(chosen) - survivors} of {len(chosen)} mutants caught")
-    return 1 if survivors else 0
+    noticed, tried, start = 0, 0, time.monotonic()
+    for name, variant, trial in hunt(chosen, args.machine, args.jobs):
+        tried += 1
+        noticed += bool(trial.by)
+        others = f", but these failed: {', '.join(trial.failed)}" if trial.failed else ""
+        by = f"by {trial.by}" if trial.by else f"by no case that is named{others}"
+        verdict = "noticed" if trial.by else "SURVIVED"
+        print(f"{verdict:8} {trial.mutant.name:44} {name:9} {variant:12} {by}", flush=True)
+    minutes = (time.monotonic() - start) / 60
+    print(f"{noticed} of {tried} trials of {len(chosen)} mutants noticed, {minutes:.0f} minutes")
+    return 0 if noticed == tried else 1
 
 
 if __name__ == "__main__":

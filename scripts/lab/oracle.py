@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Compares the core of the helper in Rust with an oracle, on the host, in seconds.
 
-The core is what the helper decides with: those of its modules that use nothing
-of the kernel. They are compiled from the kernel tree as they are. Each case has
+The core is what the helper decides with: all of its modules but the root, where
+it meets C. They are compiled from the kernel tree as they are, against a stand-in
+for what they use of the kernel crate. Each case has
 a seed of its own; that of a failure is shown and can be given again.
 """
 
@@ -11,7 +12,6 @@ import contextlib
 import json
 import pathlib
 import random
-import re
 import shutil
 import tempfile
 
@@ -24,7 +24,15 @@ COUNTED_CASES = 50_000
 
 # An overflow ends the program. The kernel allows this lint for Rust 1.85 as well.
 FLAGS = "--edition=2021 -C opt-level=3 -C codegen-units=1 -C overflow-checks -C debug-assertions"
-FLAGS += " -D warnings -A clippy::precedence -o"
+FLAGS += " -D warnings -A clippy::precedence -A unexpected_cfgs"
+
+# Lines with a way out that nothing can take, and why: the code has it, as it has no panic.
+UNREACHABLE = {
+    "usize::try_from": "usize has 64 bits",
+    "end.checked_sub(start)?": "pages begin before they end",
+    "Bitmap::from_words(words)?": "nobody has room for 2 GiB of marks",
+    "self.slot.gfn(pages.first())?": "the pages are the slot's",
+}
 
 
 @contextlib.contextmanager
@@ -37,11 +45,19 @@ def crate(source):
         yield directory
 
 
+def compile_with(compiler, directory, program, *flags):
+    """Compiles the comparison, and what stands in for the kernel crate."""
+    library = directory / "libkernel.rlib"
+    words = ["--edition=2021", "--crate-type=rlib", "-O", "-o", library, "kernel.rs"]
+    output(["rustc", *words], cwd=directory)
+    flags = [*flags, *FLAGS.split(), "--extern", f"kernel={library}", "-o", program]
+    output([compiler, *flags, "main.rs"], cwd=directory)
+
+
 def coverage(directory, seed):
     """Runs some cases and returns (lines of the core, places in it where nothing ran)."""
     program, raw, profile = (directory / name for name in ("counting", "raw", "profile"))
-    flags = ["-C", "instrument-coverage", *FLAGS.split(), program]
-    output(["rustc", *flags, "main.rs"], cwd=directory)
+    compile_with("rustc", directory, program, "-C", "instrument-coverage")
     output([program, seed, COUNTED_CASES], env={"LLVM_PROFILE_FILE": str(raw)})
     output(["llvm-profdata", "merge", "-o", profile, raw])
     report = json.loads(output(["llvm-cov", "export", program, f"--instr-profile={profile}"]))
@@ -54,16 +70,17 @@ def coverage(directory, seed):
             continue
         names.remove(path.name)
         lines += file["summary"]["lines"]["count"]
+        text = path.read_text().splitlines()
         for line, column, count, is_counted, is_entry, is_gap in file["segments"]:
             if is_counted and is_entry and not is_gap and not count:
-                missed.append(f"userfault/{path.name}:{line}:{column} never ran")
+                if not any(words in text[line - 1] for words in UNREACHABLE):
+                    missed.append(f"userfault/{path.name}:{line}:{column} never ran")
     return lines, missed + [f"userfault/{name} is not compared" for name in sorted(names)]
 
 
 def core_files(directory):
-    """Returns the modules of the helper that use nothing of the kernel."""
-    uses_kernel = re.compile(r"^\s*use kernel\b", re.MULTILINE)
-    return [path for path in directory.glob("*.rs") if not uses_kernel.search(path.read_text())]
+    """Returns the modules of the helper: all but the root, where it meets C."""
+    return [path for path in directory.glob("*.rs") if path.name != "userfault.rs"]
 
 
 def compare(source, cases=CASES, seed=None):
@@ -71,7 +88,7 @@ def compare(source, cases=CASES, seed=None):
     seed = random.getrandbits(32) if seed is None else seed
     with crate(source) as directory:
         program = directory / "comparing"
-        output(["clippy-driver", *FLAGS.split(), program, "main.rs"], cwd=directory)
+        compile_with("clippy-driver", directory, program)
         output([program, seed, cases])
         lines, missed = coverage(directory, seed)
     if missed:

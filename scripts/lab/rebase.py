@@ -11,7 +11,8 @@ import re
 import subprocess
 import tempfile
 
-import tree
+import kgit
+import patches
 from common import LabError
 
 # As git merges, and as the patches are written.
@@ -66,12 +67,12 @@ class Hunk:
 def run(*words, **context):
     """Runs git in the series' tree and returns (exit code, output)."""
     result = subprocess.run(
-        ["git", "-C", str(tree.TREE), *words],
+        ["git", "-C", str(kgit.TREE), *words],
         capture_output=True,
         text=True,
         errors="replace",
         check=False,
-        env=tree.environment(**context),
+        env=kgit.environment(**context),
     )
     if result.returncode > 1:
         raise LabError(f"git {words[0]} failed: {result.stderr.strip()}")
@@ -164,23 +165,23 @@ def applied(patch, onto, *options):
     """Returns the tree that a patch makes of a commit, or nothing where it does not apply."""
     with tempfile.TemporaryDirectory() as scratch:
         index = os.path.join(scratch, "index")
-        tree.git("read-tree", onto, index=index)
+        kgit.git("read-tree", onto, index=index)
         if run("apply", "--cached", *options, patch, index=index)[0]:
             return None
-        return tree.git("write-tree", index=index)
+        return kgit.git("write-tree", index=index)
 
 
 def applies_alone(commit, onto):
     """Says whether a commit's patch applies without a three-way merge."""
     with tempfile.NamedTemporaryFile() as patch:
-        tree.git(*DIFF, "--binary", f"--output={patch.name}", f"{commit}^", commit)
+        kgit.git(*DIFF, "--binary", f"--output={patch.name}", f"{commit}^", commit)
         return bool(applied(patch.name, onto))
 
 
 def variant(subject, onto):
     """Returns the first variant of a patch that applies, as (folder, tree), or nothing."""
-    for path in tree.variants():
-        if tree.subject(path.read_text()) == subject:
+    for path in patches.variants():
+        if kgit.subject(path.read_text()) == subject:
             content = applied(path, onto, "--3way")
             if content:
                 return path.parent, content
@@ -189,17 +190,17 @@ def variant(subject, onto):
 
 def copy(commit, content, parent):
     """Commits a tree with a commit's message, author and date."""
-    name, email, date = tree.git("log", "-1", "--format=%an%n%ae%n%aI", commit).split("\n")
-    message = tree.git("log", "-1", "--format=%B", commit)
+    name, email, date = kgit.git("log", "-1", "--format=%an%n%ae%n%aI", commit).split("\n")
+    message = kgit.git("log", "-1", "--format=%B", commit)
     words = ["commit-tree", content, "-p", parent, "-m", message]
-    return tree.git(*words, date=date, author=(name, email))
+    return kgit.git(*words, date=date, author=(name, email))
 
 
 def rebase(commits, bases):
     """Moves commits to another base and yields (the new commit, what became of the old one)."""
     onto = bases.new
     for commit in commits:
-        subject = tree.git("log", "-1", "--format=%s", commit)
+        subject = kgit.git("log", "-1", "--format=%s", commit)
         content, files = merge(commit, onto)
         found, other = [], files and variant(subject, onto)
         if other:

@@ -7,7 +7,7 @@ import re
 
 import plot
 
-KERNELS = ("base", "without", "with")
+KERNELS = ("base", "core", "helper")
 PAGE = 4096
 SLOT = (64 << 20) // PAGE
 
@@ -139,11 +139,11 @@ def main_table(by_kernel):
     """Returns the table of all figures."""
     rows = []
     for row in ROWS:
-        base, without, full = (row.value(by_kernel.get(name, [])) for name in KERNELS)
+        base, core, full = (row.value(by_kernel.get(name, [])) for name in KERNELS)
         if full is not None:
-            ratios = ["", ""] if row.over else [ratio(full, base), ratio(full, without)]
-            rows.append([row.text, number(base), number(without), number(full), *ratios])
-    head = ["instructions", *KERNELS, "with ÷ base", "with ÷ without"]
+            ratios = ["", ""] if row.over else [ratio(full, base), ratio(full, core)]
+            rows.append([row.text, number(base), number(core), number(full), *ratios])
+    head = ["instructions", *KERNELS, "helper ÷ base", "helper ÷ core"]
     return table(head, rows)
 
 
@@ -175,13 +175,13 @@ def size_text(pages):
 
 def curves(by_kernel):
     """Returns the tables about scaling."""
-    with_flag = {name: by_kernel[name] for name in ("without", "with")}
+    with_flag = {name: by_kernel[name] for name in ("core", "helper")}
     share = {"enable": "enable", "touch all": "touch", "disable": "disable"}
     size = {"enable, 1 % marked": "enable-by-size", "disable": "disable-by-size"}
     tables = [
         curve_table(with_flag, "marked", "marked", share, "{} %".format),
         curve_table(with_flag, "slot_pages", "slot", size, size_text),
-        curve_table({"with": by_kernel["with"]}, "vcpus", "vCPUs", DEMAND, str),
+        curve_table({"helper": by_kernel["helper"]}, "vcpus", "vCPUs", DEMAND, str),
     ]
     return "\n".join(filter(None, tables))
 
@@ -204,8 +204,8 @@ def page(results, about):
         "# What userfault costs\n",
         f"Made by `{about['command']}` with {about['emulator']}.\n",
         f"* base: {labels['base']}",
-        f"* without: the series without its optional patches, up to '{labels['without']}'",
-        f"* with: all of the series, up to '{labels['with']}'\n",
+        "* core: the series without the helper in Rust",
+        f"* helper: the series with it, up to '{labels['helper']}'\n",
         "Numbers are instructions, of host, VMM and guest together: on these machines an",
         "instruction takes a nanosecond. 4K pages, a slot of 64 MiB unless another size is",
         "named, VMs without interrupt controller, guests with their MMU on whose own tables",
@@ -222,7 +222,7 @@ def page(results, about):
         parts += [f"## {name}\n", main_table(kinds["instructions"])]
         parts += [curves(kinds["instructions"])]
         for label, figures in kinds["events"].items():
-            parts += [f"### {name}: calls and locks, series {label} optional patches\n"]
+            parts += [f"### {name}: calls and locks, {label}\n"]
             parts += ["On a machine with two CPUs and a kernel that counts these.\n"]
             parts += [event_table(figures)]
     return "\n".join(parts)
@@ -231,7 +231,7 @@ def page(results, about):
 def ratio_panel(name, by_kernel):
     """Returns a chart of what the series costs in relation to what it is compared with."""
     base, rows = by_kernel["base"], {}
-    for label in ("without", "with"):
+    for label in ("core", "helper"):
         figures = by_kernel[label]
         pairs = [
             (value(figures, "fault"), value(base, "fault")),
@@ -240,7 +240,7 @@ def ratio_panel(name, by_kernel):
             (value(figures, "demand-userfault"), value(figures, "demand-missing")),
             (value(figures, "demand-userfault-file"), value(figures, "demand-minor")),
         ]
-        rows[f"{label} optional patches"] = [
+        rows[label] = [
             amount / reference if amount and reference else None for amount, reference in pairs
         ]
     categories = [
@@ -255,19 +255,19 @@ def ratio_panel(name, by_kernel):
 
 def panels_of(name, by_kernel):
     """Returns a machine's charts."""
-    full, without = by_kernel["with"], by_kernel["without"]
+    full, core = by_kernel["helper"], by_kernel["core"]
     sizes = {
-        "enable (without)": variations(without, "enable-by-size", "slot_pages"),
-        "enable (with)": variations(full, "enable-by-size", "slot_pages"),
-        "disable (with)": variations(full, "disable-by-size", "slot_pages"),
+        "enable (core)": variations(core, "enable-by-size", "slot_pages"),
+        "enable (helper)": variations(full, "enable-by-size", "slot_pages"),
+        "disable (helper)": variations(full, "disable-by-size", "slot_pages"),
     }
     shares = {}
-    for label, figures in (("without", without), ("with", full)):
+    for label, figures in (("core", core), ("helper", full)):
         touch = dict(variations(figures, "touch", "marked"))
         enable = variations(figures, "enable", "marked")
-        shares[f"{label} optional patches"] = [(x, y + touch[x]) for x, y in enable]
+        shares[label] = [(x, y + touch[x]) for x, y in enable]
     demand = {text: variations(full, which, "vcpus") for text, which in DEMAND.items()}
-    ticks = {x: size_text(x) for x, _ in sizes["enable (with)"]}
+    ticks = {x: size_text(x) for x, _ in sizes["enable (helper)"]}
     vcpus = {x: str(x) for x, _ in demand["userfault"]}
     unit = "instructions"
     return [

@@ -16,30 +16,35 @@ import re
 import shlex
 import time
 
+import config
 import kernel
 import ktap
 import machine
 import matrix
+import skips
 import tree
+import user_tree
 import vmm
 from common import LabError, add_common_options, main, say
 
-# The KUnit suite, and where a machine shows what it found when it booted.
+# What the names of the helper's KUnit suites begin with, and where a machine shows what they
+# found when it booted.
 KUNIT = "kvm_arm64_userfault"
-KUNIT_RESULTS = f"/sys/kernel/debug/kunit/{KUNIT}/results"
+KUNIT_RESULTS = f"/sys/kernel/debug/kunit/{KUNIT}*/results"
+KUNIT_OPTION = "KVM_ARM64_USERFAULT_KUNIT_TEST"
 
 # Where a debug kernel shows what memory nothing refers to any more.
 LEAKS = "/sys/kernel/debug/kmemleak"
 
 
-def suite(seconds=300, names="userfault.*|.*_rust|set_memory_region_test"):
+def suite(seconds=300, names="userfault_.*|set_memory_region_test"):
     """Returns the command that shows KUnit's results and runs the selftests of the series.
 
     A program may take some time; kselftest's own limit is for machines that are not emulated.
     """
     tests = f"$(sed -nE 's/^kvm:({names})$/-t &/p' kselftest-list.txt)"
     return (
-        f"[ ! -e {KUNIT_RESULTS} ] || cat {KUNIT_RESULTS};"
+        f"cat {KUNIT_RESULTS} 2>/dev/null;"
         f" cd /kselftest && ./run_kselftest.sh --override-timeout {seconds} {tests}; code=$?;"
         f" if [ -e {LEAKS} ]; then sleep 6; echo scan >{LEAKS}; cat {LEAKS}; fi; exit $code"
     )
@@ -61,13 +66,14 @@ def failures(lines):
     return failed + [line for line in lines if SPLAT.search(line)]
 
 
-def problems(code, lines):
-    """Returns all that is wrong with a run of the suite that has come to its end."""
+def problems(code, lines, kunit=True):
+    """Returns what is wrong with a run of the suite that has come to its end, but for skips."""
     names = [program.name for program in ktap.parse(lines)]
     wrong = failures(lines)
-    if KUNIT not in names:
+    suites = [name for name in names if name.startswith(KUNIT)]
+    if kunit and not suites:
         wrong.append(f"KUnit has no results of {KUNIT}")
-    if not set(names) - {KUNIT}:
+    if len(names) == len(suites):
         wrong.append("no selftest ran")
     if len(names) != ktap.planned(lines):
         wrong.append(f"{len(names)} of {ktap.planned(lines)} programs on the console")
@@ -76,10 +82,39 @@ def problems(code, lines):
     return wrong
 
 
+def verdict(name, build, code, lines):
+    """Returns all that is wrong with a run of the suite on a machine."""
+    wrong = problems(code, lines, config.has(build, KUNIT_OPTION))
+    return wrong + skips.unexpected(name, build.name, ktap.parse(lines))
+
+
+def boot_suite(name, build, initrd):
+    """Runs KUnit and the selftests on a machine, and returns what is wrong."""
+    code, lines = machine.boot(name, build, initrd, suite(), show=False)
+    return verdict(name, build, code, lines)
+
+
+def variant_of(args, pages):
+    """Returns the variant of the kernel that was asked for."""
+    return pages + ("-debug" if args.debug else "") + (f"-no{args.without}" if args.without else "")
+
+
 def build_variant(args, source, pages):
     """Builds a kernel and the selftests and returns (build directory, initial RAM file system)."""
-    build = kernel.kernel(source, pages + ("-debug" if args.debug else ""), args.jobs)
+    build = kernel.kernel(source, variant_of(args, pages), args.jobs)
     return build, kernel.initrd(build, kernel.selftests(source, build, args.jobs))
+
+
+def show_differences(args, source):
+    """Shows how a kernel's configuration differs from defconfig; returns an exit code."""
+    variant = variant_of(args, args.pages or "4k")
+    build = kernel.directory(source, variant)
+    config.bring_up_to_date(source, build, variant)
+    found = config.differences(source, build, variant)
+    for one in found:
+        why = one.why or "NO REASON in scripts/lab/config"
+        print(f"{one.option:36} {one.defconfig:>6} -> {one.lab:6} {why}")
+    return 0 if all(one.why for one in found) else 1
 
 
 def run_suite(args, name, pages, build, initrd):
@@ -87,7 +122,7 @@ def run_suite(args, name, pages, build, initrd):
     start = time.monotonic()
     try:
         code, lines = machine.boot(name, build, initrd, suite(), show=False, timeout=args.timeout)
-        wrong = problems(code, lines)
+        wrong = verdict(name, build, code, lines)
     except machine.Unfinished as error:
         lines, wrong = error.lines, [str(error), *failures(error.lines)]
     return matrix.Run(name, pages, ktap.parse(lines), wrong, time.monotonic() - start)
@@ -106,7 +141,7 @@ def run_matrix(args, source):
         for name in names:
             runs.append(run_suite(args, name, pages, build, initrd))
             say(f"the {name} machine ({pages} pages): {runs[-1].end()}")
-    lines, good = matrix.report(runs, whole=not (args.machine or args.pages))
+    lines, good = matrix.report(runs, whole=not (args.machine or args.pages or args.without))
     print("\n".join(lines))
     return 0 if good else 1
 
@@ -125,6 +160,14 @@ def program():
     parser.add_argument(
         "--debug", action="store_true", help="a kernel with lockdep, KASAN, kmemleak and UBSAN"
     )
+    parser.add_argument(
+        "--without", choices=config.WITHOUT, help="a kernel without RUST, or without the helper"
+    )
+    parser.add_argument(
+        "--config-diff",
+        action="store_true",
+        help="show how the kernel's configuration differs from arm64's defconfig, and why",
+    )
     parser.add_argument("--tree", metavar="DIR", help="a kernel checkout to use as the base")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("--shell", action="store_true", help="give a prompt on the machine")
@@ -141,20 +184,24 @@ def program():
     if args.vmm and (args.matrix or args.shell):
         parser.error("--vmm runs a trial: leave out --matrix and --shell")
 
-    source = tree.user_tree(args.tree) if args.tree else tree.ready()
+    source = user_tree.user_tree(args.tree) if args.tree else tree.ready()
+    if args.config_diff:
+        return show_differences(args, source)
     if args.matrix:
         return run_matrix(args, source)
     if args.vmm:
-        build = kernel.kernel(source, (args.pages or "4k") + ("-debug" if args.debug else ""), args.jobs)
+        variant = (args.pages or "4k") + ("-debug" if args.debug else "")
+        build = kernel.kernel(source, variant, args.jobs)
         return vmm.trial(args.vmm, args.machine or "vhe", build, args.command, args.timeout)
     build, initrd = build_variant(args, source, args.pages or "4k")
     command = shlex.join(args.command) if args.command else suite()
+    name = args.machine or "vhe"
     code, lines = machine.boot(
-        args.machine or "vhe", build, initrd, command, shell=args.shell, timeout=args.timeout
+        name, build, initrd, command, shell=args.shell, timeout=args.timeout
     )
     if args.command or args.shell:
         return code
-    wrong = problems(code, lines)
+    wrong = verdict(name, build, code, lines)
     for text in wrong:
         say(f"failed: {text}")
     return 1 if wrong else 0

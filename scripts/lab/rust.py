@@ -6,7 +6,7 @@ import re
 import kernel
 from common import output, step
 
-HELPER = "arch/arm64/kvm/userfault.o"
+HELPER = "arch/arm64/kvm/userfault/userfault.o"
 
 
 def check_format(source, *paths):

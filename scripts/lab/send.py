@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Prepares the mails of the series with b4, and proves that they are the series.
+"""Prepares the mails of the series, or of a part of it, with b4, and proves that they are that.
 
 Nothing here sends mail. b4 works on a clone of its own, without network, and
 with /bin/false where it would look for a mail server.
 """
 
+import dataclasses
 import email
 import email.header
 import email.utils
@@ -16,14 +17,16 @@ import textwrap
 
 import base
 import checkpatch
+import kgit
+import parts
+import patches
 import sign
 import tree
-from common import CACHE, PATCHES, LabError, say, step
+from common import CACHE, PATCHES, LabError, output, say, step
 
 CLONE = CACHE / "send" / "linux"
 MAILS = CACHE / "send" / "mails"
 HOME = CACHE / "send" / "home"
-BRANCH = "b4/kvm-userfault"
 B4 = ["b4", "--no-interactive", "--offline-mode", "--no-stdin"]
 # b4's own template, but for the base: that from a Debian package is no commit of anybody else.
 COVER = """\
@@ -43,6 +46,40 @@ ${{signature}}
 BASE = "base-commit: ${base_commit}\n"
 
 
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """What is sent: all patches of a folder, or those of a part, which are on the ones before."""
+
+    name: str
+    cover: pathlib.Path
+    before: list
+    patches: list
+
+    @property
+    def branch(self):
+        """Returns the b4 branch that has it."""
+        return "b4/kvm-userfault" + (f"-{self.name}" if self.name else "")
+
+    @property
+    def base(self):
+        """Returns the branch that it is on."""
+        return f"base-of-{self.name}" if self.name else "base"
+
+    @property
+    def mails(self):
+        """Returns the folder where its mails go by default."""
+        return MAILS / self.name if self.name else MAILS
+
+
+def choose(folder, name):
+    """Returns what is to be sent of a folder of patches."""
+    files = patches.patch_files(folder)
+    if not name:
+        return Series("", patches.cover_file(folder), [], files)
+    part = parts.find(name, patches.subjects(folder), folder)
+    return Series(name, part.cover(folder), files[: part.first], files[part.first : part.last])
+
+
 def environment(identity):
     """Returns variables under which b4 does the same for every user."""
     config = {
@@ -52,45 +89,62 @@ def environment(identity):
         "b4.prep-cover-strategy": "branch-description",
         # b4's own default has --mailback, under which a missing sign-off can go unnoticed.
         "b4.prep-perpatch-check-cmd": "scripts/checkpatch.pl -q --terse --no-summary --showfile",
+        # Patches that a part needs are looked for nowhere: 'b4 send' itself will ask for them.
+        "b4.searchmask": "",
+        "b4.prep-pre-flight-checks": "disable-needs-checking-deps",
+        "core.editor": f"cp {HOME / 'prerequisites'}",
     }
     home = {"HOME": str(HOME), "XDG_DATA_HOME": str(HOME), "XDG_CACHE_HOME": str(HOME)}
-    return tree.environment(identity=identity, config=config) | home
+    return kgit.environment(identity=identity, config=config) | home
 
 
 def clone():
     """Makes b4's clone of the tree, or brings it up to date; its branch stays."""
     HOME.mkdir(parents=True, exist_ok=True)
     if not (CLONE / ".git").exists():
-        words = ["git", "clone", "--quiet", "--shared", "--no-checkout", tree.TREE, CLONE]
-        step("cloning the tree for b4", words, "send-clone", env=tree.environment())
+        words = ["git", "clone", "--quiet", "--shared", "--no-checkout", kgit.TREE, CLONE]
+        step("cloning the tree for b4", words, "send-clone", env=kgit.environment())
     # The clone's own setting, for the submitter's 'b4 send' to write the same mails.
     template = HOME / "cover"
     has_commit = "commit" in base.pinned()
     template.write_text(COVER.format(base=BASE if has_commit else ""))
-    tree.git("config", "b4.prep-cover-template", template, tree=CLONE)
-    tree.abort_am(CLONE)
-    tree.git("fetch", "--quiet", "origin", "base", tree=CLONE)
-    tree.git("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD", tree=CLONE)
-    tree.git("branch", "--force", "--no-track", "base", "HEAD", tree=CLONE)
+    kgit.git("config", "b4.prep-cover-template", template, tree=CLONE)
+    kgit.abort_am(CLONE)
+    kgit.git("fetch", "--quiet", "origin", "base", tree=CLONE)
+    kgit.git("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD", tree=CLONE)
+    kgit.git("branch", "--force", "--no-track", "base", "HEAD", tree=CLONE)
 
 
-def prepare(folder, env):
-    """Makes the b4 branch from a folder's patches and cover letter, with To and Cc."""
+def prerequisites(series):
+    """Returns the ids of the patches that are to be applied before, a line each, as b4 has them."""
+    diffs = kgit.git("log", "--reverse", "--patch", f"base..{series.base}", tree=CLONE)
+    ids = output(["git", "patch-id", "--stable"], input=diffs)
+    return "".join(f"patch-id: {line.split()[0]}\n" for line in ids.splitlines())
+
+
+def prepare(series, env):
+    """Makes the b4 branch from patches and cover letter, with To and Cc."""
 
     def b4(what, *words):
         """Runs b4 as a step and returns its log."""
         log = f"b4-{words[1].strip('-')}"
         return step(what, [*B4, *words], log, cwd=CLONE, env=env).read_text(errors="replace")
 
-    tree.git("checkout", "--quiet", "base", tree=CLONE)
-    if not tree.git("config", "--default", "", f"branch.{BRANCH}.b4-tracking", tree=CLONE):
-        tree.git("update-ref", "-d", f"refs/heads/{BRANCH}", tree=CLONE)
-        b4("making the b4 branch", "prep", "--new", BRANCH.removeprefix("b4/"), "-f", "base")
-    tree.git("checkout", "--quiet", "-B", BRANCH, "base", tree=CLONE)
-    tree.am(CLONE, tree.patch_files(folder))
-    text = tree.cover_text(folder)
-    tree.git("config", f"branch.{BRANCH}.description", text, tree=CLONE)
-    subject = re.search(r"^Subject: \[(.*?)PATCH", tree.cover_file(folder).read_text(), re.M)
+    branch, base = series.branch, series.base
+    kgit.git("checkout", "--quiet", "-B", base, "base", tree=CLONE)
+    if series.before:
+        kgit.am(CLONE, series.before)
+    if not kgit.git("config", "--default", "", f"branch.{branch}.b4-tracking", tree=CLONE):
+        kgit.git("update-ref", "-d", f"refs/heads/{branch}", tree=CLONE)
+        b4("making the b4 branch", "prep", "--new", branch.removeprefix("b4/"), "-f", base)
+    kgit.git("checkout", "--quiet", "-B", branch, base, tree=CLONE)
+    kgit.am(CLONE, series.patches)
+    text = patches.cover_text(series.cover)
+    kgit.git("config", f"branch.{branch}.description", text, tree=CLONE)
+    if series.before:
+        (HOME / "prerequisites").write_text(prerequisites(series))
+        b4("naming the patches that it needs", "prep", "--edit-deps")
+    subject = re.search(r"^Subject: \[(.*?)PATCH", series.cover.read_text(), re.M)
     prefixes = subject[1].split() if subject else []
     b4("setting its prefixes", "prep", "--set-prefixes", *(prefixes or [""]))
     b4("asking get_maintainer for To and Cc (30 seconds)", "prep", "--auto-to-cc")
@@ -108,13 +162,13 @@ def write_mails(folder, env):
     return sorted(folder.glob("[0-9][0-9][0-9][0-9]-*.eml"))
 
 
-def content(commit):
+def content(series, commit):
     """Returns a branch of the clone as (tree, authors and messages)."""
-    log = tree.git("log", "--format=%an <%ae>%n%B", f"base..{commit}", tree=CLONE)
-    return tree.git("rev-parse", f"{commit}^{{tree}}", tree=CLONE), log
+    log = kgit.git("log", "--format=%an <%ae>%n%B", f"{series.base}..{commit}", tree=CLONE)
+    return kgit.git("rev-parse", f"{commit}^{{tree}}", tree=CLONE), log
 
 
-def prove(mails, env):
+def prove(series, mails, env):
     """Applies the mails with b4 am and b4 shazam, which both have to give the branch."""
     scratch = HOME / "prove"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -123,17 +177,17 @@ def prove(mails, env):
     for path in mails:
         thread.add(path.read_bytes())
     thread.close()
-    wanted = content(BRANCH)
+    wanted = content(series, series.branch)
     for name in ("am", "shazam"):
-        tree.git("checkout", "--quiet", "--detach", "base", tree=CLONE)
+        kgit.git("checkout", "--quiet", "--detach", series.base, tree=CLONE)
         words = [*B4, name, "--use-local-mbox", scratch / "thread"]
         words += ["--outdir", scratch] if name == "am" else []
         step(f"applying the mails with b4 {name}", words, f"b4-{name}", cwd=CLONE, env=env)
         if name == "am":
-            tree.am(CLONE, scratch.glob("*.mbx"))
-        if content("HEAD") != wanted:
+            kgit.am(CLONE, scratch.glob("*.mbx"))
+        if content(series, "HEAD") != wanted:
             raise LabError(f"the mails, applied with b4 {name}, are not the series they came from")
-    tree.git("checkout", "--quiet", BRANCH, tree=CLONE)
+    kgit.git("checkout", "--quiet", series.branch, tree=CLONE)
 
 
 def recipients(mail, name):
@@ -143,27 +197,31 @@ def recipients(mail, name):
     return [person or address for person, address in email.utils.getaddresses([words])]
 
 
-def dry_run(source=None, folder=None):
+def dry_run(source=None, folder=None, part=None):
     """Writes the mails, proves them, and returns 1 where checkpatch has a remark."""
     if not source:
         tree.keep_own_work()
     source = pathlib.Path(source) if source else sign.latest() or PATCHES
-    folder = pathlib.Path(folder or MAILS).absolute()
-    patches = tree.patch_files(source)
-    if not patches or not tree.cover_file(source).exists():
-        raise LabError(f"{source} does not hold patches and {tree.cover_file().name}")
-    identity = sign.author(tree.cover_file(source))
-    if identity == tree.ROLE:
+    if not patches.patch_files(source) or not patches.cover_file(source).exists():
+        raise LabError(f"{source} does not hold patches and {patches.cover_file().name}")
+    series = choose(source, part)
+    if not series.cover.exists():
+        raise LabError(f"{series.cover} is missing: it is the cover letter of this part")
+    folder = pathlib.Path(folder or series.mails).absolute()
+    identity = sign.author(patches.cover_file(source))
+    if identity == kgit.ROLE:
         say("these patches are not signed: 'scripts/series sign' makes them yours")
     tree.make_base()
     env = environment(identity)
     clone()
-    remarks = prepare(source, env)
+    remarks = prepare(series, env)
     mails = write_mails(folder, env)
-    if len(mails) != len(patches) + 1:
-        raise LabError(f"b4 wrote {len(mails)} mails for {len(patches)} patches and a cover letter")
-    prove(mails, env)
-    remarks = checkpatch.unexpected(remarks, signed=identity != tree.ROLE)
+    # b4 puts the cover letter of a single patch into its mail.
+    wanted = len(series.patches) + (len(series.patches) > 1)
+    if len(mails) != wanted:
+        raise LabError(f"b4 wrote {len(mails)} mails for {len(series.patches)} patches")
+    prove(series, mails, env)
+    remarks = checkpatch.unexpected(remarks, signed=identity != kgit.ROLE)
     report(source, mails, remarks, identity)
     return 1 if remarks else 0
 
@@ -177,6 +235,6 @@ def report(source, mails, remarks, identity):
         print(f"checkpatch: {line}")
     print(f"{len(mails)} mails from {source} are in {mails[0].parent}.")
     print("b4 am and b4 shazam make of them what the patches make. Nothing was sent.")
-    if identity != tree.ROLE:
+    if identity != kgit.ROLE:
         print(f"In {CLONE}, 'b4 prep --edit-cover' trims To and Cc,")
         print("and 'b4 send' is yours to run.")

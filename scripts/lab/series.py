@@ -6,6 +6,11 @@ import argparse
 import subprocess
 import sys
 
+import ends
+import export
+import kgit
+import parts
+import patches
 import send
 import sign
 import steps
@@ -18,7 +23,7 @@ from common import LAB, LabError, add_common_options, lock, main
 def apply_patches(args):
     """Makes the tree from patches/."""
     tree.apply(args.force)
-    print(f"{tree.TREE} is at branch {tree.BRANCH}, {len(tree.patch_files())} patches")
+    print(f"{kgit.TREE} is at branch {kgit.BRANCH}, {len(patches.patch_files())} patches")
     return 0
 
 
@@ -27,13 +32,15 @@ def export_patches(_):
     """Writes patches/ and what mirrors them from the tree."""
     if track.on_another_base():
         raise LabError("the series is on another base: 'scripts/series track' exports it there")
-    patches, files = tree.export()
-    print(f"exported {patches} patches and {files} mirrored files")
+    count, files = export.write()
+    print(f"exported {count} patches and {files} mirrored files")
+    for sentence in parts.wrong(patches.subjects()):
+        print(f"now bring patches/ in order: {sentence}", file=sys.stderr)
     return 0
 
 
 def check_each_patch():
-    """Checks each patch in each way, shows a table and returns an exit code."""
+    """Checks each patch and each part's end in each way, shows it and returns an exit code."""
     subjects = [subject for _, subject in steps.commits()]
     results = {}
     for number, column, wrong in steps.check_each():
@@ -41,19 +48,25 @@ def check_each_patch():
         print(f"{'FAIL' if wrong else 'ok':4}  {column:10}  {subjects[number]}", flush=True)
         for line in wrong:
             print(line, flush=True)
-    print("\n".join(["", *steps.table(results)]))
+    print("\n".join(["", *steps.table(results)]), flush=True)
+    for name, variant, look in ends.check_each():
+        wrong = results[name, variant] = steps.attempt(look)
+        print("\n".join([f"{'FAIL' if wrong else 'ok':4}  {variant:10}  end of part {name}", *wrong]))
     return 1 if any(results.values()) else 0
 
 
 @lock("linux")
 def check_patches(args):
     """Says whether all agree."""
-    wrong = tree.check()
+    wrong = export.check()
     for sentence in wrong:
         print(sentence, file=sys.stderr)
     if wrong:
         return 1
-    print(f"{len(tree.patch_files())} patches apply; mirrored folders and tree agree")
+    found = parts.split(patches.subjects())
+    print(
+        f"{found[-1].last} patches in {len(found)} parts apply; mirrored folders and tree agree"
+    )
     return check_each_patch() if args.full else 0
 
 
@@ -79,7 +92,7 @@ def send_patches(args):
             "nothing here sends mail. Add --dry-run to have the mails written to a folder;"
             " README.md says how you send them yourself."
         )
-    return send.dry_run(args.source, args.output)
+    return send.dry_run(args.source, args.output, args.part)
 
 
 def follow_base(args):
@@ -107,7 +120,7 @@ def program():
     one.add_argument("--force", action="store_true", help="throw away work that is not exported")
     command(export_patches, "export", "write patches/ and the mirrored folders from the tree")
     one = command(check_patches, "check", "say whether patches, mirrored folders and tree agree")
-    one.add_argument("--full", action="store_true", help="build and check each patch (an hour)")
+    one.add_argument("--full", action="store_true", help="build each patch, run each part (hours)")
     one = command(follow_base, "track", "try the series on the newest base, and export it there")
     one.add_argument("--remote", metavar="URL", help="default: what patches/base names")
     one.add_argument("--branch", help="default: what patches/base names")
@@ -117,6 +130,7 @@ def program():
     one.add_argument("--output", metavar="DIR", help=f"default: {sign.SIGNED}")
     one = command(send_patches, "send", "write the mails that b4 would send, and prove them")
     one.add_argument("--dry-run", action="store_true", help="required: the mails are only written")
+    one.add_argument("--part", metavar="NAME", help="only this part, with its own cover letter")
     one.add_argument(
         "--from", metavar="DIR", dest="source", help="default: the signed series, else patches/"
     )

@@ -4,6 +4,7 @@
 import email
 import email.header
 import email.utils
+import hashlib
 import os
 import pathlib
 import re
@@ -11,7 +12,11 @@ import shutil
 import tempfile
 
 import checkpatch
-import tree
+import export
+import kgit
+import mirrors
+import parts
+import patches
 from common import CACHE, REPO, LabError, read_fields
 
 SIGNED = CACHE / "signed"
@@ -40,7 +45,7 @@ def submitter():
         ROLES & {name.lower(), local}
         or "." not in domain
         or NO_PERSON.search(address.lower())
-        or tree.ROLE[0] == name
+        or kgit.ROLE[0] == name
     ):
         raise LabError(
             f"{name} <{address}> is a role. A Signed-off-by certifies the Developer's Certificate"
@@ -57,25 +62,27 @@ def author(path):
 
 
 def with_maintainer(text, title, identity):
-    """Returns MAINTAINERS with a person in the entry of a title, if it is there and has nobody."""
+    """Returns MAINTAINERS with a person in the entry of a title, in the place of the role."""
     name, address = identity
     if re.search(r'[().,:;"@]', name):
         name = '"' + name.replace('"', "") + '"'
     entry, line = re.escape(title), f"M:\t{name} <{address}>\n"
-    return re.sub(rf"^{entry}\n(?!M:)", lambda match: match[0] + line, text, flags=re.MULTILINE)
+    role = re.escape("M:\t{} <{}>\n".format(*tree.ROLE))
+    place = rf"^({entry}\n)(?:{role}|(?!M:))"
+    return re.sub(place, lambda match: match[1] + line, text, flags=re.MULTILINE)
 
 
 def sign_patch(scratch, path, title, identity):
     """Applies and signs a patch, and puts the submitter where the role was."""
-    tree.am(scratch, [path], "--signoff", identity=identity)
+    kgit.am(scratch, [path], "--signoff", identity=identity)
     maintainers = pathlib.Path(scratch) / "MAINTAINERS"
     if maintainers.exists():
         maintainers.write_text(with_maintainer(maintainers.read_text(), title, identity))
-    date = tree.git("log", "-1", "--format=%aI", tree=scratch)
+    date = kgit.git("log", "-1", "--format=%aI", tree=scratch)
     words = ["commit", "--quiet", "--all", "--amend", "--no-edit"]
     # The work of another person stays that person's.
-    words += ["--reset-author"] if author(path) == tree.ROLE else []
-    tree.git(*words, tree=scratch, date=date, identity=identity)
+    words += ["--reset-author"] if author(path) == kgit.ROLE else []
+    kgit.git(*words, tree=scratch, date=date, identity=identity)
 
 
 def sign(output=None):
@@ -84,34 +91,44 @@ def sign(output=None):
     folder = pathlib.Path(output or SIGNED).absolute()
     if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
         raise LabError(f"{folder} is not empty and not a signed series; name another folder")
-    wrong = tree.check()
+    wrong = export.check()
     if wrong:
         raise LabError("\n".join([*wrong, "nothing is signed: make these agree first"]))
-    snippet = (REPO / tree.SNIPPET).read_text()
+    snippet = (REPO / mirrors.SNIPPET).read_text()
     title = snippet.partition("\n")[0]
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        tree.copy_base(scratch)
-        for path in tree.patch_files():
+        export.copy_base(scratch)
+        for path in patches.patch_files():
             sign_patch(scratch, path, title, identity)
         new = pathlib.Path(scratch) / ".git" / "signed"
-        tree.format_patches(new, scratch, identity)
-        (new / tree.SNIPPET).write_text(with_maintainer(snippet, title, identity))
-        (new / STATE).write_text(f"patches: {tree.digest()}\n")
-        remarks = checkpatch.remarks(tree.TREE, tree.patch_files(new), signed=True)
+        patches.format_patches(new, scratch, identity)
+        (new / mirrors.SNIPPET).write_text(with_maintainer(snippet, title, identity))
+        for path in parts.files():
+            shutil.copy(path, new)
+        (new / STATE).write_text(f"patches: {state()}\n")
+        remarks = checkpatch.remarks(kgit.TREE, patches.patch_files(new), signed=True)
         unsigned = [line for line in remarks if re.search(r"sign(ed)?-off", line, re.IGNORECASE)]
         if unsigned:
             raise LabError("checkpatch does not accept the signature:\n" + "\n".join(unsigned))
-        for path in tree.patch_files(folder):
+        for path in [*patches.patch_files(folder), *parts.files(folder)]:
             path.unlink()
         shutil.copytree(new, folder, dirs_exist_ok=True)
     return folder, identity, remarks
+
+
+def state():
+    """Returns a checksum of all that is signed."""
+    checksum = hashlib.sha256(patches.digest().encode())
+    for path in [patches.cover_file(), *parts.files()]:
+        checksum.update(path.read_bytes())
+    return checksum.hexdigest()
 
 
 def latest():
     """Returns the folder of the signed series, or nothing where there is none."""
     if not SIGNED.exists():
         return None
-    if read_fields(SIGNED / STATE)["patches"] != tree.digest():
+    if read_fields(SIGNED / STATE)["patches"] != state():
         raise LabError(
             f"{SIGNED} is the signed copy of other patches than patches/ holds now: run"
             " 'scripts/series sign' again, or name the folder to take with --from"

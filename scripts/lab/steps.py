@@ -8,27 +8,17 @@ import re
 import subprocess
 
 import checkpatch
+import config
 import kernel
+import kgit
+import patches
 import rust
 import sparse
-import tree
 from common import CACHE, LAB, LabError, output, say, step
 from overlay import overlays
 
 # Files of these make no difference to a kernel.
 NOT_KERNEL = ("Documentation/", "MAINTAINERS", "tools/")
-
-# What can be left out at the end of the series: a patch with its test, each pair for itself.
-FEATURES = [
-    (
-        "KVM: arm64: Map blocks where no page of them is marked",
-        "KVM: arm64: selftests: Test blocks in userfault slots",
-    ),
-    (
-        "KVM: arm64: Unmap only marked pages when userfault is enabled",
-        "KVM: arm64: selftests: Test what enabling userfault unmaps",
-    ),
-]
 
 # How each patch is built: the first two are linked, and the others compiled with W=1.
 FIRST = "4k"
@@ -41,15 +31,15 @@ COLUMNS = [*LINKED, *COMPILED, *ASIDE]
 NVHE = "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.o"
 
 
-def commits(branch=tree.BRANCH):
+def commits(branch=kgit.BRANCH):
     """Returns the commits of the series in order, as (id, subject)."""
-    lines = tree.git("log", "--reverse", "--format=%H %s", f"base..{branch}").splitlines()
+    lines = kgit.git("log", "--reverse", "--format=%H %s", f"base..{branch}").splitlines()
     return [tuple(line.split(" ", 1)) for line in lines]
 
 
 def files(commit):
     """Returns the files that a commit changes."""
-    names = tree.git("diff-tree", "--no-commit-id", "--name-only", "-r", commit)
+    names = kgit.git("diff-tree", "--no-commit-id", "--name-only", "-r", commit)
     return names.splitlines()
 
 
@@ -78,8 +68,8 @@ class Passed:
         self.path = CACHE / "passed"
         self.keys = set(self.path.read_text().split()) if self.path.exists() else set()
         state = hashlib.sha256()
-        names = ["steps.py", "checkpatch.py", "kernel.py", "rust.py", "sparse.py"]
-        tools = [*(LAB / name for name in names), *sorted((LAB / "config").iterdir())]
+        names = [f"{name}.py" for name in ("steps", "checkpatch", "config", "kernel", "rust", "sparse")]
+        tools = [*(LAB / name for name in names), *sorted(config.FRAGMENTS.iterdir())]
         for path in [*tools, pathlib.Path("/var/lib/dpkg/status")]:
             state.update(path.read_bytes() if path.exists() else b"")
         self.tools = state.hexdigest()
@@ -87,7 +77,7 @@ class Passed:
     def key(self, column, number, commit):
         """Returns what the look at a patch depends on, as a checksum."""
         if column == "checkpatch":
-            state = tree.patch_files()[number].read_text()
+            state = patches.patch_files()[number].read_text()
         elif column in ("Rust", "docs"):
             state = content(commit, ())
         else:
@@ -104,7 +94,7 @@ class Passed:
 @functools.cache
 def content(commit, without):
     """Returns a checksum of what a commit holds, but for some directories."""
-    lines = tree.git("ls-tree", "-r", commit).splitlines()
+    lines = kgit.git("ls-tree", "-r", commit).splitlines()
     kept = [line for line in lines if not line.partition("\t")[2].startswith(without)]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
 
@@ -122,22 +112,22 @@ class Build:
         """Prepares for builds by make with some words."""
         self.variant, self.jobs, self.words = variant, jobs, words
         ready = ["Image"] if variant in LINKED else ["prepare"]
-        self.path = kernel.kernel(tree.TREE, variant, jobs, ready)
+        self.path = kernel.kernel(kgit.TREE, variant, jobs, ready)
         self.old = set()
 
     def configure(self):
         """Configures anew: a patch may bring a symbol."""
-        kernel.write_config(tree.TREE, self.path, self.variant)
+        config.write(kgit.TREE, self.path, self.variant)
 
     def make(self, what):
         """Runs make and returns its log."""
-        command = kernel.make(tree.TREE, self.path, "-s", *self.words, jobs=self.jobs)
+        command = kernel.make(kgit.TREE, self.path, "-s", *self.words, jobs=self.jobs)
         log = step(f"{what} ({self.variant})", command, f"step-{self.variant}")
         return log.read_text(errors="replace")
 
     def compile(self, commit, subject):
         """Checks out and builds a commit, and returns the remarks that the base does not have."""
-        tree.git("checkout", "--quiet", "--force", "--detach", commit)
+        kgit.git("checkout", "--quiet", "--force", "--detach", commit)
         self.configure()
         found = remarks(self.make(f"building '{subject}'"))
         return [line for line in found if line not in self.old]
@@ -157,13 +147,13 @@ def attempt(check, *arguments):
 
 def rust_remarks(build, names):
     """Returns what is wrong with the Rust of what is checked out."""
-    paths = [tree.TREE / name for name in names if name.endswith(".rs")]
-    rust.check_format(tree.TREE, *paths)
-    if not any(path.is_relative_to(tree.TREE / "arch") for path in paths):
+    paths = [kgit.TREE / name for name in names if name.endswith(".rs")]
+    rust.check_format(kgit.TREE, *paths)
+    if not any(path.is_relative_to(kgit.TREE / "arch") for path in paths):
         return []
-    log = rust.clippy(tree.TREE, build.path, build.jobs)
+    log = rust.clippy(kgit.TREE, build.path, build.jobs)
     wrong = remarks(log.read_text(errors="replace"))
-    return wrong + rust.panic_symbols(tree.TREE, build.path, build.jobs)
+    return wrong + rust.panic_symbols(kgit.TREE, build.path, build.jobs)
 
 
 def nvhe_symbols(build):
@@ -176,17 +166,17 @@ def documentation_remarks(names):
     sources = [name for name in names if name.endswith((".c", ".h"))]
     found = []
     if sources:
-        command = [tree.TREE / "scripts/kernel-doc", "-none", "-Wall", *sources]
+        command = [kgit.TREE / "scripts/kernel-doc", "-none", "-Wall", *sources]
         result = subprocess.run(
             [str(word) for word in command],
-            cwd=tree.TREE,
+            cwd=kgit.TREE,
             capture_output=True,
             text=True,
             check=False,
         )
         found += remarks(result.stdout + result.stderr)
     if any(name.startswith("Documentation/virt/") for name in names):
-        command = ["make", "-s", "-C", tree.TREE, "htmldocs", "SPHINXDIRS=virt/kvm"]
+        command = ["make", "-s", "-C", kgit.TREE, "htmldocs", "SPHINXDIRS=virt/kvm"]
         log = step("making the documentation", command, "step-htmldocs")
         found += remarks(log.read_text(errors="replace"), r"WARNING|ERROR|error:")
     return found
@@ -195,12 +185,12 @@ def documentation_remarks(names):
 def first_build(numbers, jobs):
     """Builds patches, looks at all that can be seen of them there, and yields what is wrong as
     (number, column, remarks)."""
-    checker = sparse.find(tree.TREE)
+    checker = sparse.find(kgit.TREE)
     if not checker:
         say("the tree wants a newer sparse than there is: that column stays empty")
     build = Build(FIRST, jobs, *(["C=1", f"CHECK={checker}"] if checker else []), "Image")
-    touched = tree.touched_files()
-    with overlays(tree.TREE, build.path):
+    touched = patches.touched_files()
+    with overlays(kgit.TREE, build.path):
         build.compile_base()
         old_symbols = nvhe_symbols(build)
         old_docs = set(documentation_remarks([name for name in touched if in_base(name)]))
@@ -209,8 +199,8 @@ def first_build(numbers, jobs):
             if number not in numbers:
                 continue
             here = columns(commit)
-            patch = tree.patch_files()[number]
-            yield number, "checkpatch", checkpatch.patch_remarks(tree.TREE, False, patch)
+            patch = patches.patch_files()[number]
+            yield number, "checkpatch", checkpatch.patch_remarks(kgit.TREE, False, patch)
             if FIRST in here:
                 wrong = attempt(build.compile, commit, subject)
                 yield number, FIRST, wrong
@@ -221,7 +211,7 @@ def first_build(numbers, jobs):
                     continue
                 yield number, "nVHE", sorted(nvhe_symbols(build) - old_symbols)
             else:
-                tree.git("checkout", "--quiet", "--force", "--detach", commit)
+                kgit.git("checkout", "--quiet", "--force", "--detach", commit)
             if "Rust" in here:
                 yield number, "Rust", attempt(rust_remarks, build, files(commit))
             if "docs" in here:
@@ -231,13 +221,13 @@ def first_build(numbers, jobs):
 
 def in_base(name):
     """Says whether the base has a file."""
-    return bool(tree.git("ls-tree", "base", "--", name))
+    return bool(kgit.git("ls-tree", "base", "--", name))
 
 
 def other_build(variant, numbers, jobs):
     """Builds patches in another way, and yields what is wrong."""
     build = Build(variant, jobs, *(["Image"] if variant in LINKED else ["W=1", "arch/arm64/kvm/"]))
-    with overlays(tree.TREE, build.path):
+    with overlays(kgit.TREE, build.path):
         build.compile_base()
         for number, (commit, subject) in enumerate(commits()):
             if number in numbers:

@@ -12,26 +12,39 @@ import tempfile
 import time
 
 import checkpatch
+import config
+import ends
+import export
 import kernel
-import ktap
-import machine
+import kgit
+import mirrors
 import mutants
+import mutate
 import oracle
+import patches
 import run
 import rust
-import steps
 import tree
 from common import LAB, REPO, LabError, add_common_options, main, output, step, tail
 from overlay import overlays
 
-# The machines that the selftests run on, and the mutants that are tried, each time.
-MACHINES = ["vhe", "nofwb"]
+# What is compiled with warnings, and the machines that the suite runs on, with which kernels.
+WARNED = ["4k", "4k-norust"]
+RUN = {"4k": ["vhe", "nofwb"], "4k-norust": ["vhe", "nofwb"], "4k-nohelper": ["nofwb"]}
+# The mutants that are tried each time.
 QUICK_MUTANTS = [
-    "fault-ignores-mark",
-    "thp-covers-mark",
-    "enable-invalidates-nothing",
+    "bitmap-is-replaced",
     "disable-invalidates",
+    "every-block-is-clear",
+    "exit-marks-dirty",
+    "fault-ignores-mark",
+    "rest-of-a-chunk-stays",
+    "thp-covers-mark",
+    "toggle-unbinds",
+    "unreadable-is-clear",
+    "whole-byte-counts",
 ]
+
 
 class Passed(str):
     """What a check has to say that passed."""
@@ -93,40 +106,30 @@ def models():
 
 def series_check():
     """Compares patches, mirrored folders and tree."""
-    return "\n".join(tree.check())
-
-
-def optional_patches():
-    """Applies the series without patches that are said to be optional."""
-    subjects = [subject for _, subject in steps.commits()]
-    series = dict(zip(subjects, tree.patch_files(), strict=True))
-    for dropped in [*steps.FEATURES, sum(steps.FEATURES, ())]:
-        with tempfile.TemporaryDirectory() as scratch:
-            tree.copy_base(scratch)
-            tree.am(scratch, [path for subject, path in series.items() if subject not in dropped])
+    return "\n".join(export.check())
 
 
 def rust_files(source):
     """Returns the Rust files that the series adds, of the whole tree or of a folder of it."""
-    names = tree.added_files(tree.TREE)
-    files = [tree.TREE / name for name in names if name.endswith(".rs")]
+    names = mirrors.added_files(kgit.TREE)
+    files = [kgit.TREE / name for name in names if name.endswith(".rs")]
     return [path for path in files if path.is_relative_to(source)]
 
 
 def rustfmt(source):
     """Checks the format of the series' Rust, and of the lab's own."""
     with oracle.crate(source) as crate:
-        rust.check_format(source, *rust_files(source), crate / "main.rs")
+        rust.check_format(source, *rust_files(source), crate / "main.rs", crate / "kernel.rs")
 
 
 def checkpatch_remarks(source):
     """Runs checkpatch on each patch."""
-    return "\n".join(checkpatch.remarks(source, tree.patch_files()))
+    return "\n".join(checkpatch.remarks(source, patches.patch_files()))
 
 
 def maintainers(source):
     """Compares the entry in MAINTAINERS and its place with what parse-maintainers.pl makes."""
-    entry = (REPO / tree.SNIPPET).read_text()
+    entry = (REPO / mirrors.SNIPPET).read_text()
     with tempfile.TemporaryDirectory() as scratch:
         words = ["--order", f"--input={source / 'MAINTAINERS'}"]
         words += [f"--output={scratch}/whole", f"--section={scratch}/section"]
@@ -145,7 +148,7 @@ def kernel_warnings(source, build):
             kernel.make(source, build, "-s", "W=1", "arch/arm64/kvm/"),
             f"warnings-{build.name}",
         )
-    touched = "|".join(re.escape(name) for name in tree.touched_files())
+    touched = "|".join(re.escape(name) for name in patches.touched_files())
     text = log.read_text(errors="replace")
     return "\n".join(re.findall(rf"^.*(?:{touched}).*$", text, re.MULTILINE))
 
@@ -187,38 +190,46 @@ def no_panic(source, build):
         return "\n".join(rust.panic_symbols(source, build))
 
 
+def configuration(source, build):
+    """Compares a kernel's configuration with defconfig: what differs has a reason."""
+    found = config.differences(source, build, build.name)
+    bare = [f"{one.option}: {one.defconfig} -> {one.lab}" for one in found if not one.why]
+    if bare:
+        return "\n".join(["these differ, and scripts/lab/config does not say why:", *bare])
+    return Passed(f"{len(found)} differ, each for a reason")
+
+
 def selftests(name, build, initrd):
     """Runs KUnit and the selftests on a machine."""
-    code, lines = machine.boot(name, build, initrd, run.suite(), show=False)
-    return "\n".join(run.problems(code, lines))
-
-
-def selftests_without_rust(name, build, initrd):
-    """Runs the selftests where the kernel has no userfault: those about it have to skip."""
-    _, lines = machine.boot(name, build, initrd, run.suite(), show=False)
-    programs = ktap.parse(lines)
-    expected = {True: ktap.SKIP, False: ktap.PASS}
-    wrong = [
-        f"{program.name}: {program.verdict}"
-        for program in programs
-        if program.verdict != expected[program.name.startswith("userfault_")]
-    ]
-    return "\n".join(wrong if programs else lines[-20:])
+    return "\n".join(run.boot_suite(name, build, initrd))
 
 
 def demand_paging(name, build, initrd):
-    """Has the stock test page memory in by userfault, in one guest mode."""
-    command = "/kselftest/kvm/demand_paging_test -k -m 6 -b 2M"
-    code, lines = machine.boot(name, build, initrd, command, show=False)
-    return "\n".join(lines[-20:]) if code else None
+    """Has the stock test page memory in by userfault."""
+    return "\n".join(ends.demand_paging(name, build, initrd))
 
 
-def mutant(one, source, build, initrd):
-    """Tries a mutant, which has to be caught."""
-    failed, ended = mutants.try_mutant(one, source, build, initrd)
-    if mutants.caught(one, failed):
-        return None
-    return f"survived: {ended or 'failed cases: ' + (', '.join(failed) or 'none')}"
+def mutants_fit(source):
+    """Puts all mutants into the files of the kernel tree, without building anything."""
+    found = mutate.mutants()
+    mutate.files(found, source)
+    known = mutants.all_cases(source)
+    cases = [mutants.cases_of(one, known) for one in found]
+    return Passed(f"{len(found)} mutants, {sum(map(bool, cases))} of them to be noticed")
+
+
+def quick_mutants(jobs):
+    """Tries some mutants, which have to be noticed."""
+    trials = [trial for *_, trial in mutants.hunt(mutants.choose(QUICK_MUTANTS), jobs=jobs)]
+    return "\n".join(f"{one.mutant.name} survived" for one in trials if not one.by)
+
+
+def check_parts(check, jobs):
+    """Checks each part's end that differs from what was checked before."""
+    looks = []
+    check("parts are named", lambda: looks.extend(ends.check_each(jobs, tested=[kgit.BRANCH])))
+    for name, variant, look in looks:
+        check(f"part {name} stands alone, {variant} kernel", lambda: "\n".join(look()))
 
 
 def program():
@@ -236,31 +247,39 @@ def program():
     check("the model of userfault holds, and fails where broken", models)
     source = tree.ready()
     check("patches apply, mirrored folders agree", series_check)
-    check("patches apply without the optional ones", optional_patches)
     check("Rust is formatted", lambda: rustfmt(source))
     check("the core agrees with the oracle", lambda: Passed(oracle.compare(source)))
+    check("mutants fit the series, and name cases that are there", lambda: mutants_fit(source))
     check("patches pass checkpatch --strict", lambda: checkpatch_remarks(source))
     check("MAINTAINERS is in order", lambda: maintainers(source))
 
     # What several checks use is built when the first of them runs.
-    build = functools.cache(lambda: kernel.kernel(source, "4k", args.jobs))
-    plain = functools.cache(lambda: kernel.kernel(source, "4k-norust", args.jobs))
-    initrd = functools.cache(
-        lambda: kernel.initrd(build(), kernel.selftests(source, build(), args.jobs))
-    )
-    check("Rust passes clippy", lambda: initrd() and clippy(source, build()))
-    check("C and Rust compile without warnings at W=1", lambda: kernel_warnings(source, build()))
-    check("the helper cannot panic", lambda: no_panic(source, build()))
-    for name in MACHINES:
-        check(f"selftests and KUnit pass on {name}", lambda: selftests(name, build(), initrd()))
+    @functools.cache
+    def build(variant):
+        """Builds a variant of the kernel."""
+        return kernel.kernel(source, variant, args.jobs)
+
+    @functools.cache
+    def initrd():
+        """Builds the selftests, which are the same for all kernels of a granule."""
+        return kernel.initrd(build("4k"), kernel.selftests(source, build("4k"), args.jobs))
+
+    check("the kernel is configured as people run it", lambda: configuration(source, build("4k")))
+    check("Rust passes clippy", lambda: initrd() and clippy(source, build("4k")))
+    check("the helper cannot panic", lambda: no_panic(source, build("4k")))
+    for variant in WARNED:
+        name = f"{variant} compiles without warnings at W=1"
+        check(name, lambda: kernel_warnings(source, build(variant)))
+    for variant, machines in RUN.items():
+        for name in machines:
+            text = f"the suite passes on {name}, {variant} kernel"
+            check(text, lambda: selftests(name, build(variant), initrd()))
     check(
         "demand_paging_test pages in by userfault",
-        lambda: demand_paging("nofwb", build(), initrd()),
+        lambda: demand_paging("nofwb", build("4k"), initrd()),
     )
-    for one in mutants.mutants(QUICK_MUTANTS):
-        check(f"tests catch the mutant {one.name}", lambda: mutant(one, source, build(), initrd()))
-    check("C compiles without warnings at W=1 and RUST=n", lambda: kernel_warnings(source, plain()))
-    check("selftests skip with RUST=n", lambda: selftests_without_rust("nofwb", plain(), initrd()))
+    check("tests notice what some mutants do", lambda: quick_mutants(args.jobs))
+    check_parts(check, args.jobs)
 
     print(f"{checks.passed} passed, {checks.failed} failed")
     return 1 if checks.failed else 0

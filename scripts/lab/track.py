@@ -7,6 +7,9 @@ import re
 import subprocess
 
 import base
+import export
+import kgit
+import patches
 import rebase
 import tree
 from common import LabError, read_fields, say, step
@@ -34,48 +37,48 @@ class Found:
     @property
     def has_history(self):
         """Says whether it comes with commits that tell what changed."""
-        return bool(tree.git("log", "-1", "--format=%p", self.commit))
+        return bool(kgit.git("log", "-1", "--format=%p", self.commit))
 
 
 def pending_file():
     """Returns the file that says what patches/base is to become."""
-    return tree.TREE / ".git" / "kvm-userfault-new-base"
+    return kgit.TREE / ".git" / "kvm-userfault-new-base"
 
 
 def remember(commit, fields):
     """Describes a base and keeps it for a run that follows a rebase by hand."""
-    text = tree.git("show", f"{commit}:Makefile")
+    text = kgit.git("show", f"{commit}:Makefile")
     parts = dict(re.findall(r"^([A-Z]+) = *(\S*)$", text, re.MULTILINE))
     names = ("VERSION", "PATCHLEVEL", "SUBLEVEL", "EXTRAVERSION")
     version, patch, sub, extra = (parts.get(name, "") for name in names)
     fields = {key: value for key, value in fields.items() if value}
     fields["release"] = f"{version}.{patch}" + (f".{sub}" if sub != "0" else "") + extra
-    fields["tree"] = tree.git("rev-parse", f"{commit}^{{tree}}")
+    fields["tree"] = kgit.git("rev-parse", f"{commit}^{{tree}}")
     base.pin(fields, pending_file())
-    tree.git("update-ref", NEW, commit)
+    kgit.git("update-ref", NEW, commit)
     return Found(commit, fields)
 
 
 def rebased_by_hand():
     """Returns the base found last if the user has put the series on it, or nothing."""
-    if not pending_file().exists() or not tree.is_ancestor(NEW, tree.BRANCH):
+    if not pending_file().exists() or not kgit.is_ancestor(NEW, kgit.BRANCH):
         return None
     fields = read_fields(pending_file())
     if fields["tree"] == base.pinned()["tree"]:
         return None
     tree.keep_own_work(but=tree.UNEXPORTED)
-    return Found(tree.git("rev-parse", NEW), fields)
+    return Found(kgit.git("rev-parse", NEW), fields)
 
 
 def on_another_base():
     """Says whether the series has left the base that patches/base names."""
-    return bool(rebased_by_hand()) or not tree.is_ancestor("base", tree.BRANCH)
+    return bool(rebased_by_hand()) or not kgit.is_ancestor("base", kgit.BRANCH)
 
 
 def listed(remote, *refs):
     """Returns which refs a remote has, or nothing where it cannot be reached."""
     command = ["git", "ls-remote", remote, *refs]
-    env = tree.environment() | {"GIT_TERMINAL_PROMPT": "0"}
+    env = kgit.environment() | {"GIT_TERMINAL_PROMPT": "0"}
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=60, env=env
@@ -90,9 +93,9 @@ def fetch(remote, branch, tag):
 
     def git_fetch(*options):
         """Fetches the branch as far as the options say."""
-        words = ["git", "-C", tree.TREE, "fetch", "--quiet", "--no-tags", "--force", *options]
+        words = ["git", "-C", kgit.TREE, "fetch", "--quiet", "--no-tags", "--force", *options]
         words += ["--update-shallow", remote, f"refs/heads/{branch}:{NEW}"]
-        step(f"fetching {branch} of {remote}", words, "fetch", env=tree.environment())
+        step(f"fetching {branch} of {remote}", words, "fetch", env=kgit.environment())
 
     try:
         git_fetch(*([f"--shallow-exclude={tag}"] if tag else []))
@@ -104,7 +107,7 @@ def fetch(remote, branch, tag):
             raise
         say(f"{branch} has nothing since {tag}, taking all of it")
         git_fetch()
-    return tree.git("rev-parse", NEW)
+    return kgit.git("rev-parse", NEW)
 
 
 def from_remote(remote, branch):
@@ -174,19 +177,19 @@ def report(results, found):
 
 def move(found, commit):
     """Puts the series and its base where they were tried, and exports them."""
-    tree.git("checkout", "--quiet", "--force", "-B", tree.BRANCH, commit)
+    kgit.git("checkout", "--quiet", "--force", "-B", kgit.BRANCH, commit)
     tree.set_base(found.commit)
     old = base.pinned()["release"]
     base.pin(found.fields)
-    patches, _ = tree.export()
+    count, _ = export.write()
     pending_file().unlink()
     print(
-        f"exported {patches} patches on {found.name}; branch {BEFORE} of {tree.TREE} is the series"
+        f"exported {count} patches on {found.name}; branch {BEFORE} of {kgit.TREE} is the series"
         f" as it was on {old}"
     )
     if "commit" in found.fields:
         say(f"others can make this base as long as {found.fields['remote']} has {found.commit}")
-    if old != found.name and old in tree.cover_file().read_text():
+    if old != found.name and old in patches.cover_file().read_text():
         say(f"the cover letter speaks of {old}: see what of it is still so")
 
 
@@ -195,7 +198,7 @@ def track(remote=None, branch=None, dry_run=False):
     found = rebased_by_hand()
     if not found:
         tree.apply()
-        wrong = tree.check()
+        wrong = export.check()
         if wrong:
             raise LabError("\n".join([*wrong, "nothing was tried: make these agree first"]))
         found = from_remote(remote, branch)
@@ -207,10 +210,10 @@ def track(remote=None, branch=None, dry_run=False):
         return 0, False
 
     first = found.commit
-    if not tree.is_ancestor(found.commit, tree.BRANCH):
+    if not kgit.is_ancestor(found.commit, kgit.BRANCH):
         first = "base"
-        tree.git("branch", "--force", BEFORE, tree.BRANCH)
-    commits = tree.git("rev-list", "--reverse", f"{first}..{tree.BRANCH}").split()
+        kgit.git("branch", "--force", BEFORE, kgit.BRANCH)
+    commits = kgit.git("rev-list", "--reverse", f"{first}..{kgit.BRANCH}").split()
     print(f"base {base.pinned()['release']} -> {found.name} ({found.commit[:12]})", flush=True)
     moved = list(rebase.rebase(commits, rebase.Bases("base", found.commit, found.name)))
     collisions = report([result for _, result in moved], found)
@@ -219,7 +222,7 @@ def track(remote=None, branch=None, dry_run=False):
         print(
             f"hunks that need a hand on {found.name}: {len(collisions)}\n"
             f"the first conflict: patch {number}, {collision.path} {collision.hunk}\n"
-            f"Resolve them with 'git -C {tree.TREE} rebase --onto {NEW} base {tree.BRANCH}',"
+            f"Resolve them with 'git -C {kgit.TREE} rebase --onto {NEW} base {kgit.BRANCH}',"
             " then run this again."
         )
         return 1, False

@@ -36,6 +36,13 @@ impl Random {
         self.below(times) == 0
     }
 
+    /// Returns a number of any size, often one at which something ends.
+    pub fn number(&mut self) -> u64 {
+        let number = self.any() >> self.below(64);
+        let near = self.one_of(&[0, 8, 64, 1 << 40, u64::MAX, number]);
+        near.wrapping_add(self.below(5)).wrapping_sub(2)
+    }
+
     /// Returns one of some values.
     pub fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
         values[self.below(values.len() as u64) as usize]

@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the core is asked about: a slot, the marks of its pages, and what stage 2 maps of it.
+//! What the core is asked about: a slot and the marks of its pages.
 //!
 //! Whether a page is marked is a function of its number, so that a slot may have any size. The
 //! oracle asks it page by page; the core reads the same as bytes of a bitmap.
 
-use crate::random::{
-    mix,
-    Random, //
+use crate::{
+    marks::{
+        Byte,
+        ByteCount,
+        UserBitmap, //
+    },
+    random::{
+        mix,
+        Random, //
+    },
+    slot::{
+        Gfn,
+        PageCount,
+        Slot, //
+    },
 };
 use std::ops::Range;
-
-/// Why bytes of a bitmap could not be read.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Fault;
 
 /// Some of all pages.
 #[derive(Debug)]
@@ -72,19 +80,17 @@ pub struct World {
     /// The pages of the slot that the oracle looks at.
     pub pages: Range<u64>,
     marked: Set,
-    mapped: Set,
     unreadable: Set,
 }
 
 impl World {
-    /// Creates a world of eight pages, whose marks are given as bits. All are mapped.
+    /// Creates a world of eight pages, whose marks are given as bits.
     pub fn small(first: u64, bits: u8) -> Self {
         Self {
             base: 0,
             count: first + 8,
             pages: first..first + 8,
             marked: Set::Bits(first, bits),
-            mapped: Set::Within(first..first + 8),
             unreadable: Set::Within(0..0),
         }
     }
@@ -105,7 +111,6 @@ impl World {
             base: base >> align << align,
             count: pages.end.saturating_add(behind),
             marked: Set::new(random, &pages),
-            mapped: Set::new(random, &pages),
             unreadable: match random.below(4) {
                 0 => Set::new(random, &(pages.start / 8..pages.end.div_ceil(8))),
                 _ => Set::Within(0..0),
@@ -119,31 +124,44 @@ impl World {
         self.marked.has(page)
     }
 
-    /// Returns whether stage 2 maps a page: one that the oracle looks at.
-    pub fn is_mapped(&self, page: u64) -> bool {
-        self.pages.contains(&page) && self.mapped.has(page)
-    }
-
     /// Returns whether a byte of the bitmap can be read.
     pub fn is_readable(&self, byte: u64) -> bool {
         !self.unreadable.has(byte)
     }
 
-    /// Reads the bitmap from a byte on, as the core does, up to the first byte that cannot be read.
-    /// What is no page of the slot has bits as well, if its byte has others.
-    pub fn read(&self, start: u64, bytes: &mut [u8]) -> Result<(), Fault> {
-        for (number, byte) in (start..).zip(bytes) {
+    /// Returns whether a page is clear, and known to be.
+    pub fn is_clear(&self, page: u64) -> bool {
+        !self.is_marked(page) && self.is_readable(page / 8)
+    }
+
+    /// Returns the slot, or nothing where there can be none.
+    pub fn slot(&self) -> Option<Slot> {
+        Slot::new(Gfn(self.base), PageCount(self.count))
+    }
+}
+
+impl UserBitmap for World {
+    /// Reads up to the first byte that cannot be read, like the kernel, and leaves the rest as it
+    /// was. What is no page of the slot has bits as well, if its byte has others.
+    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool {
+        if count.0 > words.len() as u64 * 8 {
+            return false;
+        }
+        for (place, number) in (first.0..first.0 + count.0).enumerate() {
             assert!(
                 number < self.count.div_ceil(8),
                 "byte {number} is not of the bitmap"
             );
             if !self.is_readable(number) {
-                return Err(Fault);
+                return false;
             }
             let bit =
                 |n| u8::from(number * 8 + n >= self.count || self.is_marked(number * 8 + n)) << n;
-            *byte = (0..8).map(bit).sum();
+            let byte = (0..8).map(bit).sum::<u8>();
+            let shift = place % 8 * 8;
+            words[place / 8] &= !(0xff << shift);
+            words[place / 8] |= usize::from(byte) << shift;
         }
-        Ok(())
+        true
     }
 }

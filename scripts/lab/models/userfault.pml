@@ -2,12 +2,12 @@
  * KVM userfault: enable, disable and re-arm while vCPUs fault.
  *
  * A memslot has two pages, which stage 2 maps one by one or as a block: with the
- * flag, where none is marked.  The VMM has a thread for ioctls, and one that marks, drops and
- * supplies pages.  Processes run forever.  Memory is sequentially consistent
+ * flag, where none is marked.  The VMM has a thread for ioctls, and one that marks,
+ * drops and supplies pages.  Processes run forever.  Memory is sequentially consistent
  * here: the litmus tests show what the barriers are for.
  *
  * Each of these macros breaks something, for which an assertion must fail:
- *   NO_LATE_READ, NO_RETRY				in a fault
+ *   LATE_SNAPSHOT, NO_RETRY				in a fault
  *   BLOCK_DESPITE_MARK, BLOCK_BEFORE_SNAPSHOT		in its sizing
  *   INVALIDATE_BEFORE_SWAP, INVALIDATE_BEFORE_GRACE	in an enable
  *   MARKS_BEFORE_SWAP					in what it unmaps
@@ -50,7 +50,7 @@ bool mapped_before[2];		/* Mapped before the disable. */
 
 #define map_block()	stage2[0] = true; stage2[1] = true
 
-inline kvm_handle_userfault(gfn)
+inline kvm_s2_fault_test_userfault(gfn)
 {
 	if
 	:: !has_userfault
@@ -64,7 +64,7 @@ inline kvm_handle_userfault(gfn)
 }
 
 /* The page itself has been looked at. */
-inline kvm_s2_fault_max_userfault_size(gfn)
+inline kvm_s2_fault_userfault_size(gfn)
 {
 	can_block = !has_userfault || !marked[1 - gfn]
 }
@@ -93,18 +93,23 @@ access:
 	 * make the grace period wait for a reader of the new memslots.
 	 */
 	atomic { srcu_reader[_pid] = true; has_userfault = userfault }
-	kvm_handle_userfault(gfn);
-#ifdef BLOCK_BEFORE_SNAPSHOT
-	kvm_s2_fault_max_userfault_size(gfn);
-#endif
 
-	/* kvm_s2_fault_pin_pfn(): all but the lookup, which finds some page. */
+	/*
+	 * user_mem_abort().  Without the flag the snapshot comes later, which
+	 * makes the fault start over less often.
+	 */
+#ifdef BLOCK_BEFORE_SNAPSHOT
+	kvm_s2_fault_userfault_size(gfn);
+#endif
+#ifdef LATE_SNAPSHOT
+	kvm_s2_fault_test_userfault(gfn);
+#endif
 	mmu_invalidate_seq_changed[_pid] = false;
-#ifndef NO_LATE_READ
-	kvm_handle_userfault(gfn);
+#ifndef LATE_SNAPSHOT
+	kvm_s2_fault_test_userfault(gfn);
 #endif
 #ifndef BLOCK_BEFORE_SNAPSHOT
-	kvm_s2_fault_max_userfault_size(gfn);
+	kvm_s2_fault_userfault_size(gfn);
 #endif
 
 	atomic {	/* kvm_s2_fault_map() */
@@ -150,7 +155,7 @@ inline kvm_swap_active_memslots(flag)
 	atomic { lock() }
 #endif
 #ifdef INVALIDATE_BEFORE_GRACE
-	if :: flag -> kvm_userfault_unmap_marked() :: else fi;
+	if :: flag -> stage2_unmap_marked() :: else fi;
 #endif
 #ifdef NO_GRACE_ON_DISABLE
 	if :: flag -> synchronize_srcu() :: else fi;
@@ -169,7 +174,7 @@ inline read_marks()
 }
 
 /* A block goes as a whole.  Here its other page stays: that is the worse case. */
-inline kvm_userfault_unmap_marked()
+inline stage2_unmap_marked()
 {
 #ifndef MARKS_BEFORE_SWAP
 	read_marks();
@@ -195,14 +200,14 @@ active proctype kvm_set_memory_region()
 		marked_before[0] = marked[0]; marked_before[1] = marked[1]
 	   }
 #ifdef INVALIDATE_BEFORE_SWAP
-	   kvm_userfault_unmap_marked();
+	   stage2_unmap_marked();
 #endif
 #ifdef MARKS_BEFORE_SWAP
 	   read_marks();
 #endif
 	   kvm_swap_active_memslots(true);
 #if !defined(INVALIDATE_BEFORE_SWAP) && !defined(INVALIDATE_BEFORE_GRACE)
-	   kvm_userfault_unmap_marked();
+	   stage2_unmap_marked();
 #endif
 	   d_step {
 		is_enabling = false; is_enabled = true;

@@ -16,6 +16,8 @@ from unittest import mock
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import base
+import kgit
+import patches
 import track
 import tree
 from common import CACHE, lock
@@ -35,8 +37,8 @@ def find(release):
 def make_remote(release):
     """Returns a git repository whose branch 'next' is a release, made once."""
     remote = CACHE / "releases" / release
-    with mock.patch.object(tree, "TREE", remote):
-        if tree.tip("next"):
+    with mock.patch.object(kgit, "TREE", remote):
+        if kgit.tip("next"):
             return remote
     package = find(release)
     if not package:
@@ -45,10 +47,10 @@ def make_remote(release):
     path = base.SOURCES / f"{name}_{version}.deb"
     base.download(name, version, path, *options)
     remote.mkdir(parents=True, exist_ok=True)
-    tree.git("init", "--quiet", tree=remote)
-    tree.borrow_objects(remote)
-    with mock.patch.object(tree, "TREE", remote):
-        tree.git("branch", "--force", "next", tree.commit_source(path, name, version))
+    kgit.git("init", "--quiet", tree=remote)
+    kgit.borrow_objects(remote)
+    with mock.patch.object(kgit, "TREE", remote):
+        kgit.git("branch", "--force", "next", tree.commit_source(path, name, version))
     return remote
 
 
@@ -69,7 +71,7 @@ class RealSources(unittest.TestCase):
     def states(self, text):
         """Returns what became of the patches, as a set."""
         found = re.findall(r"^(ok|3-way|7.3-rc7|CONFLICT) +\d+ ", text, re.MULTILINE)
-        self.assertEqual(len(found), len(tree.patch_files()))
+        self.assertEqual(len(found), len(patches.patch_files()))
         return set(found)
 
     def test_7_3_4(self):

@@ -9,7 +9,13 @@ from unittest import mock
 
 import base
 import common
+import export
+import kgit
+import mirrors
+import parts
+import patches
 import tree
+import user_tree
 
 PACKAGE = {"release": "7.3", "package": "linux-source", "version": "7.3-1", "sha256": "0"}
 COVER = """\
@@ -21,6 +27,7 @@ Subject: [RFC PATCH 0/1] A cover letter whose subject is so long that it has to
 
 Its text.
 """
+PARTS = "core: KVM: Add a file\nentry: MAINTAINERS: Add an entry\n"
 MAKEFILE = "VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 0\nEXTRAVERSION =\n"
 MAIN = "".join(f"line {number};\n" for number in range(1, 31))
 MAINTAINERS = (
@@ -58,20 +65,24 @@ class Small(unittest.TestCase):
         self.root = pathlib.Path(self.stack.enter_context(scratch()))
         self.repo, self.tree = self.root / "a repo", self.root / "linux"
         self.patches = self.repo / "patches"
-        self.replace(
-            tree,
-            CACHE=self.root,
-            LOGS=self.root / "log",
-            REPO=self.repo,
-            PATCHES=self.patches,
-            TREE=self.tree,
-        )
-        self.replace(base, PATCHES=self.patches)
-        self.replace(common, CACHE=self.root, LOGS=self.root / "log", say=mock.Mock())
-        self.stack.enter_context(mock.patch.object(tree, "say"))
+        places = {
+            "CACHE": self.root,
+            "LOGS": self.root / "log",
+            "REPO": self.repo,
+            "PATCHES": self.patches,
+            "TREE": self.tree,
+            "say": mock.Mock(),
+        }
+        for module in (base, common, export, kgit, mirrors, parts, patches, tree, user_tree):
+            have = {name: value for name, value in places.items() if hasattr(module, name)}
+            self.replace(module, **have)
 
         self.patches.mkdir(parents=True)
         (self.patches / "0000-cover-letter.txt").write_text(COVER)
+        (self.patches / "parts").write_text(PARTS)
+        for name in ("core", "entry"):
+            cover = f"Subject: [PATCH] The {name} alone\n\nWhy the {name}.\n"
+            (self.patches / f"cover-{name}.txt").write_text(cover)
         self.write("Makefile", MAKEFILE)
         self.write("MAINTAINERS", MAINTAINERS)
         self.write("virt/kvm/kvm_main.c", MAIN)
@@ -80,13 +91,13 @@ class Small(unittest.TestCase):
         self.git("init", "--quiet", "--initial-branch=base")
         self.commit("base")
         self.pin("base")
-        self.git("checkout", "--quiet", "-b", tree.BRANCH)
+        self.git("checkout", "--quiet", "-b", kgit.BRANCH)
         self.write("arch/arm64/kvm/new.rs", "// New.\n")
         self.write("virt/kvm/kvm_main.c", MAIN.replace("line 15;", "line 15, with userfault;"))
         self.commit("KVM: Add a file\n\nAssisted-by: LLM")
         self.write("MAINTAINERS", MAINTAINERS.replace("THE REST", f"{ENTRY}THE REST"))
         self.commit("MAINTAINERS: Add an entry\n\nAssisted-by: LLM")
-        tree.export()
+        export.write()
 
     def replace(self, module, **values):
         """Gives names of a module other values during a test."""
@@ -95,7 +106,7 @@ class Small(unittest.TestCase):
 
     def git(self, *words, **context):
         """Runs git with a date that is always the same."""
-        return tree.git(*words, date=tree.BASE_DATE, **context)
+        return kgit.git(*words, date=kgit.BASE_DATE, **context)
 
     def pin(self, ref, **fields):
         """Makes patches/base name a commit of the tree."""

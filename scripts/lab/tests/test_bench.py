@@ -3,12 +3,10 @@
 
 import unittest
 import xml.etree.ElementTree
-from unittest import mock
 
 import bench
 import plot
 import report
-from common import LabError
 
 OUTPUT = """\
 TAP version 13
@@ -38,37 +36,6 @@ class Output(unittest.TestCase):
         self.assertEqual(report.Row("", ("enable", "touch"), marked=0).value(figures), 40)
         self.assertEqual(report.Row("", ("enable", "touch"), "mmio-exit").value(figures), 0.8)
         self.assertIsNone(report.Row("", ("enable", "disable")).value(figures))
-
-
-class Kernels(unittest.TestCase):
-    """Which commits are compared."""
-
-    def kernels(self, *series):
-        """Returns the kernels of a series of (commit, subject, does it concern the kernel)."""
-        commits = [row[:2] for row in series]
-        concerns = {commit: whether for commit, _, whether in series}
-        with (
-            mock.patch("steps.commits", return_value=commits),
-            mock.patch("steps.concerns_kernel", concerns.get),
-            mock.patch("tree.git", lambda *words: words[-1]),
-        ):
-            return bench.kernels("series")
-
-    def test_none_is_optional(self):
-        """Without optional patches both kernels are those of the last patch."""
-        found = self.kernels(("a", "A", True), ("b", "B", True), ("c", "C", False))
-        self.assertEqual(found, {"base": "base", "without": "c", "with": "series"})
-
-    def test_optional(self):
-        """Tests and documentation may follow optional patches."""
-        optional = min(bench.OPTIONAL)
-        found = self.kernels(("a", "A", True), ("b", optional, True), ("c", "C", False))
-        self.assertEqual(found["without"], "a")
-
-    def test_not_last(self):
-        """What a kernel is built from may not."""
-        with self.assertRaises(LabError):
-            self.kernels(("a", min(bench.OPTIONAL), True), ("b", "B", True))
 
 
 class Report(unittest.TestCase):

@@ -12,6 +12,8 @@ import ktap
 import machine
 import matrix
 import run
+import skips
+import small
 from common import LabError
 
 CONSOLES = pathlib.Path(__file__).parent / "consoles"
@@ -139,14 +141,22 @@ class Verdict(unittest.TestCase):
 class Loop(unittest.TestCase):
     """The machines are run one after the other, whatever happens to one."""
 
-    def run_matrix(self, boot, variant=mock.Mock(return_value=("build", "initrd")), **wanted):
+    def setUp(self):
+        scratch = small.scratch()
+        self.addCleanup(scratch.cleanup)
+        self.build = pathlib.Path(scratch.name)
+        (self.build / ".config").write_text(f"CONFIG_{run.KUNIT_OPTION}=y\n")
+
+    def run_matrix(self, boot, variant=None, **wanted):
         """Runs machines that are not there, and returns (exit code, what was printed)."""
-        args = argparse.Namespace(machine=None, pages=None, timeout=600, debug=False, jobs=None)
+        args = argparse.Namespace(machine=None, pages=None, timeout=600, without=None)
         vars(args).update(wanted)
+        variant = variant or mock.Mock(return_value=(self.build, "initrd"))
         with (
             mock.patch.object(machine, "boot", boot),
             mock.patch.object(run, "build_variant", variant),
             mock.patch.object(run, "say"),
+            mock.patch.object(skips, "allowed", return_value=[skips.Allowed(*"*****")]),
             contextlib.redirect_stdout(io.StringIO()) as out,
         ):
             return run.run_matrix(args, "source"), out.getvalue()
@@ -186,7 +196,7 @@ class Loop(unittest.TestCase):
     def test_build_that_fails(self):
         """A page size that cannot be built has failed on all machines, and the others run."""
         boot = mock.Mock(return_value=(0, recorded("4k", "vhe")))
-        built = ("build", "initrd")
+        built = (self.build, "initrd")
         variant = mock.Mock(side_effect=[LabError("the step failed"), built, built])
         code, text = self.run_matrix(boot, variant, machine="vhe")
         self.assertEqual((code, boot.call_count), (1, 2))

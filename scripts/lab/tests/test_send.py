@@ -9,11 +9,14 @@ import sys
 import unittest
 from unittest import mock
 
+import common
+import export
+import kgit
+import patches
 import send
 import series
 import sign
 import small
-import tree
 from common import LabError
 
 
@@ -46,7 +49,7 @@ class Send(small.Small):
 
     def state(self):
         """Returns what a dry run leaves alone: the tree's branches and settings, the patches."""
-        return self.git("for-each-ref"), (self.tree / ".git/config").read_text(), tree.digest()
+        return self.git("for-each-ref"), (self.tree / ".git/config").read_text(), patches.digest()
 
     def test_without_dry_run(self):
         """Without --dry-run nothing is done."""
@@ -62,7 +65,8 @@ class Send(small.Small):
         (send.CLONE / ".git/rebase-apply/applying").touch()
         (send.CLONE / "Makefile").write_text("half")
         self.git("commit", "--quiet", "--allow-empty", "--amend", "--message=MAINTAINERS: Another")
-        tree.export()
+        export.write()
+        (self.patches / "parts").write_text(small.PARTS.replace("Add an entry", "Another"))
         self.assertEqual(run("send", "--dry-run")[0], 0)
         self.assertEqual(len(self.read()), 3)
         self.assertIn("MAINTAINERS: Another", self.read()[2]["Subject"])
@@ -84,12 +88,49 @@ class Send(small.Small):
         """A patch that is not signed, in a series that is, is remarked upon."""
         folder = self.root / "other"
         folder.mkdir()
-        for path in self.patches.iterdir():
+        for path in self.patches.glob("0*"):
             text = path.read_text().replace("KVM userfault series <series@kvm-userfault.invalid>",
                                             "Ann Person <ann@kernel.org>")  # fmt: skip
             (folder / path.name).write_text(text)
         code, text = run("send", "--dry-run", "--from", folder)
         self.assertEqual((code, text.count("Missing Signed-off-by")), (1, 2), text)
+
+    def test_part(self):
+        """A part has its own cover letter, and names the patches that it needs by their ids."""
+        code, text = run("send", "--dry-run", "--part", "entry")
+        self.assertEqual((code, "1 mails from" in text), (0, True), text)
+        self.mails = self.mails / "entry"
+        (mail,) = self.read()
+        self.assertEqual(mail["Subject"], "[PATCH] MAINTAINERS: Add an entry")
+        self.assertIn("Why the entry.\n", mail.get_payload())
+        first = (self.patches / "0001-KVM-Add-a-file.patch").read_text()
+        needed = common.output(["git", "patch-id", "--stable"], input=first).split()[0]
+        self.assertIn(f"\nprerequisite-patch-id: {needed}\n", mail.get_payload())
+        self.assertEqual(mail.get_payload().count("prerequisite-patch-id"), 1)
+
+    def test_first_part(self):
+        """The first part needs nothing, and holds none of the others."""
+        self.assertEqual(run("send", "--dry-run", "--part", "core")[0], 0)
+        self.mails = self.mails / "core"
+        (mail,) = self.read()
+        self.assertNotIn("prerequisite", mail.get_payload())
+        self.assertIn("KVM: Add a file", mail["Subject"])
+
+    def test_unknown_part(self):
+        """A part that is not there is an error that names those that are."""
+        with self.assertRaisesRegex(LabError, "no part 'rust'; the parts are core, entry"):
+            run("send", "--dry-run", "--part", "rust")
+
+    def test_signed_part(self):
+        """The signed copy has parts and cover letters as well, and is out of date without them."""
+        words = "Ann Person <ann@kernel.org> 1767225600 +0000"
+        self.replace(sign, CACHE=self.root, REPO=self.repo)
+        with mock.patch.dict("os.environ", KVM_USERFAULT_SUBMITTER=words):
+            run("sign")
+        self.assertEqual(run("send", "--dry-run", "--part", "entry")[0], 0)
+        (self.patches / "cover-entry.txt").write_text("Subject: Another\n\nText\n")
+        with self.assertRaisesRegex(LabError, "signed copy of other patches"):
+            run("send", "--dry-run", "--part", "entry")
 
     def test_folder_without_patches(self):
         """A folder that holds no series is refused."""
@@ -106,6 +147,7 @@ class DryRun(unittest.TestCase):
         cls.addClassCleanup(cls.setup.doCleanups)
         cls.setup.setUp()
         cls.before = cls.setup.state()
+        cls.whole = send.choose(cls.setup.patches, None)
         cls.code, cls.text = run("send", "--dry-run")
 
     def test_mails(self):
@@ -123,7 +165,7 @@ class DryRun(unittest.TestCase):
 
     def test_nothing_is_sent(self):
         """b4 send writes the mails and has no server to send them to; tree and patches stay."""
-        self.assertEqual((self.setup.state(), tree.check()), (self.before, []))
+        self.assertEqual((self.setup.state(), export.check()), (self.before, []))
         calls = [call for call in self.setup.steps.mock_calls if "send" in call.args[1]]
         self.assertEqual(len(calls), 1)
         self.assertIn("--output-dir", calls[0].args[1])
@@ -136,16 +178,16 @@ class DryRun(unittest.TestCase):
 
     def test_mail_that_is_lost_or_changed(self):
         """Mails that are not the series are noticed, whatever b4 am makes of them."""
-        env = send.environment(tree.ROLE)
+        env = send.environment(kgit.ROLE)
         mails = sorted(self.setup.mails.glob("*.eml"))
         with self.assertRaisesRegex(LabError, "are not the series"):
-            send.prove(mails[:2], env)
+            send.prove(self.whole, mails[:2], env)
         text = mails[1].read_text()
         mails[1].write_text(text.replace("Assisted-by: LLM\n", "Assisted-by: Somebody\n"))
         with self.assertRaisesRegex(LabError, "are not the series"):
-            send.prove(mails, env)
+            send.prove(self.whole, mails, env)
         mails[1].write_text(text)
-        send.prove(mails, env)
+        send.prove(self.whole, mails, env)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ import unittest
 from unittest import mock
 
 import base
+import export
+import kgit
+import patches
 import small
 import tree
 from common import LabError
@@ -16,25 +19,25 @@ class Series(small.Small):
 
     def test_export_and_check_agree(self):
         """What was exported has nothing wrong."""
-        self.assertEqual(tree.check(), [])
+        self.assertEqual(export.check(), [])
         self.assertTrue((self.patches / "0001-KVM-Add-a-file.patch").exists())
         self.assertEqual((self.repo / "arch-arm64-kvm/new.rs").read_text(), "// New.\n")
 
     def test_cover_letter_is_kept(self):
         """The cover letter keeps subject and text, and is the same when exported again."""
-        first = tree.cover_file().read_text()
+        first = patches.cover_file().read_text()
         self.assertIn("so long that it has\n to be continued\n", first)
         self.assertIn("\nIts text.\n", first)
         self.assertIn("3 files changed", first)
-        tree.export()
-        self.assertEqual(tree.cover_file().read_text(), first)
+        export.write()
+        self.assertEqual(patches.cover_file().read_text(), first)
 
     def test_mirror_changed(self):
         """A mirrored file that was edited, removed or added by hand is named."""
         (self.repo / "arch-arm64-kvm/new.rs").write_text("// Edited.\n")
         (self.repo / "arch-arm64-kvm/other.rs").write_text("")
         self.assertEqual(
-            tree.check(),
+            export.check(),
             [
                 "arch-arm64-kvm/new.rs differs from what the patches produce",
                 "arch-arm64-kvm/other.rs is not in the patches",
@@ -42,7 +45,7 @@ class Series(small.Small):
         )
         (self.repo / "arch-arm64-kvm/other.rs").unlink()
         (self.repo / "arch-arm64-kvm/new.rs").unlink()
-        self.assertEqual(tree.check(), ["arch-arm64-kvm/new.rs is missing: the patches add it"])
+        self.assertEqual(export.check(), ["arch-arm64-kvm/new.rs is missing: the patches add it"])
 
     def test_work_that_is_not_exported(self):
         """Uncommitted changes and unexported commits are named, and apply refuses to lose them."""
@@ -60,12 +63,12 @@ class Series(small.Small):
         """A patch against other content is named, and the tree stays as it was."""
         path = self.patches / "0001-KVM-Add-a-file.patch"
         path.write_text(path.read_text().replace("-line 15", "-other"))
-        (wrong,) = tree.check()
+        (wrong,) = export.check()
         self.assertIn("'KVM: Add a file' does not apply", wrong)
-        before = tree.tip()
+        before = kgit.tip()
         with self.assertRaisesRegex(LabError, "'KVM: Add a file' does not apply"):
             tree.apply()
-        self.assertEqual(tree.tip(), before)
+        self.assertEqual(kgit.tip(), before)
         self.assertEqual(tree.own_work(), "")
 
     def test_snippet(self):
@@ -74,18 +77,18 @@ class Series(small.Small):
         self.assertEqual(snippet.read_text(), small.ENTRY)
         snippet.write_text(f"{small.ENTRY}M:\tA Person <person@kernel.org>\n")
         wrong = ["MAINTAINERS.snippet differs from what the patches produce"]
-        self.assertEqual(tree.check(), wrong)
+        self.assertEqual(export.check(), wrong)
 
     def test_variant(self):
         """A variant has the name and the message of its patch, or is named."""
         variant = self.add_variant()
-        self.assertEqual(tree.check(), [])
+        self.assertEqual(export.check(), [])
         name = "patches/7.2/0001-KVM-Add-a-file.patch"
         wrong = f"{name} is not a patch of the series with the same message"
         variant.write_text(variant.read_text().replace("Assisted-by", "Signed-off-by"))
-        self.assertEqual(tree.check(), [wrong])
+        self.assertEqual(export.check(), [wrong])
         variant.rename(variant.with_name("0003-Another.patch"))
-        self.assertEqual(tree.check(), [wrong.replace("0001-KVM-Add-a-file", "0003-Another")])
+        self.assertEqual(export.check(), [wrong.replace("0001-KVM-Add-a-file", "0003-Another")])
 
     def test_another_base(self):
         """The tree takes the base that patches/base names, and keeps work that is not exported."""
@@ -93,17 +96,17 @@ class Series(small.Small):
         self.write("Makefile", small.MAKEFILE.replace("SUBLEVEL = 0", "SUBLEVEL = 1"))
         self.commit("Linux 7.3.1")
         newer = self.git("rev-parse", "newer")
-        self.git("checkout", "--quiet", tree.BRANCH)
+        self.git("checkout", "--quiet", kgit.BRANCH)
         self.pin(newer, release="7.3.1", commit=newer)
         self.write("Makefile", "mine\n")
         with self.assertRaisesRegex(LabError, "uncommitted changes"):
             tree.apply()
-        self.assertNotEqual(tree.tip("base"), newer)
+        self.assertNotEqual(kgit.tip("base"), newer)
         self.git("checkout", "--quiet", "Makefile")
         tree.apply()
-        self.assertEqual(tree.tip("base"), newer)
-        self.assertTrue(tree.is_ancestor("base", tree.BRANCH))
-        self.assertEqual(tree.check(), [])
+        self.assertEqual(kgit.tip("base"), newer)
+        self.assertTrue(kgit.is_ancestor("base", kgit.BRANCH))
+        self.assertEqual(export.check(), [])
 
     def test_base_of_a_package(self):
         """A tree that is not there is made from the source package."""
@@ -120,7 +123,7 @@ class Series(small.Small):
         self.replace(base, fetch=package, unpack=unpack)
         tree.apply()
         self.assertEqual(self.git("log", "-1", "--format=%s", "base"), "linux-source 7.3-1")
-        self.assertEqual(self.git("rev-list", "--count", f"base..{tree.BRANCH}"), "2")
+        self.assertEqual(self.git("rev-list", "--count", f"base..{kgit.BRANCH}"), "2")
         tree.apply()
         # It is not quite what patches/base names, but what there is: not to be made each time.
         package.assert_called_once()
@@ -133,7 +136,7 @@ class Series(small.Small):
         (self.tree / ".git/rebase-apply/applying").touch()
         (self.tree / ".git/rebase-apply/abort-safety").write_text("")
         self.write("virt/kvm/kvm_main.c", "half\n")
-        with mock.patch.object(tree, "git", wraps=tree.git) as git:
+        with mock.patch.object(kgit, "git", wraps=kgit.git) as git:
             self.assertEqual(tree.own_work(), "")
         self.assertIn(mock.call("am", "--abort", tree=self.tree), git.mock_calls)
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())

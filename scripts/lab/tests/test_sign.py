@@ -6,9 +6,11 @@ import subprocess
 import unittest
 from unittest import mock
 
+import export
+import kgit
+import patches
 import sign
 import small
-import tree
 from common import LAB, LabError
 
 PERSON = ("Ann O. Nymous-Ünal", "ann@kernel.org")
@@ -31,8 +33,8 @@ class Submitter(unittest.TestCase):
     def test_roles(self):
         """Roles and addresses that take no mail are refused."""
         for name, address in (
-            tree.ROLE,
-            (tree.ROLE[0], "ann@kernel.org"),
+            kgit.ROLE,
+            (kgit.ROLE[0], "ann@kernel.org"),
             ("root", "ann@kernel.org"),
             ("Ann", "root@kernel.org"),
             ("Some maintainers", "maintainers@kernel.org"),
@@ -88,8 +90,8 @@ class Signed(small.Small):
     def messages(self, *options):
         """Returns what the commits of the signed copy say of their authors."""
         folder = self.stack.enter_context(small.scratch())
-        tree.copy_base(folder)
-        tree.am(folder, tree.patch_files(sign.SIGNED))
+        export.copy_base(folder)
+        kgit.am(folder, patches.patch_files(sign.SIGNED))
         return self.git("log", "--reverse", *options, "base..", tree=folder)
 
     def test_signature(self):
@@ -102,8 +104,8 @@ class Signed(small.Small):
             self.messages(f"--format={line}").splitlines(),
             [f"{name}|Assisted-by: LLM|Signed-off-by: {name}"] * 2,
         )
-        self.assertEqual(sign.author(tree.cover_file(folder)), PERSON)
-        self.assertIn(f"\n{PERSON[0]} (2):\n", tree.cover_file(folder).read_text())
+        self.assertEqual(sign.author(patches.cover_file(folder)), PERSON)
+        self.assertIn(f"\n{PERSON[0]} (2):\n", patches.cover_file(folder).read_text())
 
     def test_entry(self):
         """The entry in MAINTAINERS names the submitter, in patch and snippet alike."""
@@ -117,10 +119,10 @@ class Signed(small.Small):
 
     def test_what_the_repo_holds_stays(self):
         """patches/ has no Signed-off-by afterwards, and nothing but the entry differs."""
-        before = tree.digest()
+        before = patches.digest()
         sign.sign()
-        self.assertEqual(tree.digest(), before)
-        self.assertEqual(tree.check(), [])
+        self.assertEqual(patches.digest(), before)
+        self.assertEqual(export.check(), [])
         changed = self.messages("--format=", "--name-only").split()
         self.assertEqual(changed, ["arch/arm64/kvm/new.rs", "virt/kvm/kvm_main.c", "MAINTAINERS"])
 

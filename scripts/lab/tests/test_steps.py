@@ -39,9 +39,9 @@ class FirstBuild(unittest.TestCase):
         with contextlib.ExitStack() as stack:
             for name, stand_in in replaced.items():
                 stack.enter_context(mock.patch.object(steps, name, stand_in))
-            stack.enter_context(mock.patch.object(steps.tree, "git"))
-            stack.enter_context(mock.patch.object(steps.tree, "touched_files", return_value=[]))
-            stack.enter_context(mock.patch.object(steps.tree, "patch_files", return_value="12"))
+            stack.enter_context(mock.patch.object(steps.kgit, "git"))
+            stack.enter_context(mock.patch.object(steps.patches, "touched_files", return_value=[]))
+            stack.enter_context(mock.patch.object(steps.patches, "patch_files", return_value="12"))
             stack.enter_context(mock.patch("checkpatch.patch_remarks", return_value=[]))
             found = steps.first_build({0, 1}, None)
             return {(number, column): wrong for number, column, wrong in found}
@@ -85,7 +85,7 @@ class Remembered(unittest.TestCase):
             "steps.commits": lambda: [("one", "One")],
             "steps.columns": lambda commit: ["checkpatch", "4k", "16k"],
             "steps.content": lambda commit, without: self.source if commit == "one" else commit,
-            "steps.tree.patch_files": lambda: [self.patch],
+            "steps.patches.patch_files": lambda: [self.patch],
         }.items():
             patcher = mock.patch(name, stand_in)
             patcher.start()

@@ -9,6 +9,9 @@ import unittest
 from unittest import mock
 
 import base
+import export
+import kgit
+import patches
 import rebase
 import series
 import small
@@ -28,7 +31,7 @@ class Track(small.Small):
         self.remote = self.root / "re mote"
         self.git("clone", "--quiet", "--branch=base", self.tree, self.remote)
         self.git("checkout", "--quiet", "-b", "next", tree=self.remote)
-        self.before = tree.tip()
+        self.before = kgit.tip()
 
     def upstream(self, message, **files):
         """Adds a commit to the remote's branch; a file without content is removed."""
@@ -49,8 +52,8 @@ class Track(small.Small):
 
     def state(self):
         """Returns what must not change unless the series is exported."""
-        heads = self.git("rev-parse", "base", tree.BRANCH)
-        return heads, tree.digest(), (self.patches / "base").read_text()
+        heads = self.git("rev-parse", "base", kgit.BRANCH)
+        return heads, patches.digest(), (self.patches / "base").read_text()
 
     def test_same_base(self):
         """A base that is the same is not exported again."""
@@ -72,7 +75,7 @@ class Track(small.Small):
         self.assertEqual((pin["release"], pin["commit"]), ("7.3.1", head))
         # The path of a local repository is nobody else's business.
         self.assertNotIn("re mote", (self.patches / "base").read_text())
-        self.assertEqual(tree.check(), [])
+        self.assertEqual(export.check(), [])
         self.assertEqual(self.git("rev-parse", track.BEFORE), self.before)
 
     def test_dry_run(self):
@@ -92,7 +95,7 @@ class Track(small.Small):
         self.assertTrue(exported)
         main = (self.tree / "virt/kvm/kvm_main.c").read_text()
         self.assertIn("line thirteen;\nline 14;\nline 15, with userfault;", main)
-        self.assertEqual(tree.check(), [])
+        self.assertEqual(export.check(), [])
 
     def test_conflict(self):
         """A conflict names file, hunk, both changes and the commit, and changes nothing."""
@@ -160,7 +163,7 @@ class Track(small.Small):
         text = (self.tree / "virt/kvm/kvm_main.c").read_text()
         self.write("virt/kvm/kvm_main.c", text.replace("with userfault;", "with userfault, too;"))
         self.commit("KVM: Build on it")
-        tree.export()
+        export.write()
         self.upstream(SUBJECT, main=small.MAIN.replace("line 15;", "line fifteen;"))
         _, _, text = self.track()
         self.assertIn("hunks that need a hand on 7.3: 1\n", text)
@@ -172,7 +175,7 @@ class Track(small.Small):
         self.track()
         self.assertFalse(track.on_another_base())
         with self.assertRaises(LabError):
-            self.git("rebase", "--quiet", "--onto", track.NEW, "base", tree.BRANCH)
+            self.git("rebase", "--quiet", "--onto", track.NEW, "base", kgit.BRANCH)
         with self.assertRaisesRegex(LabError, "uncommitted changes"):
             self.track()
         resolved = small.MAIN.replace("line 15;", "line fifteen, with userfault;")
@@ -185,24 +188,24 @@ class Track(small.Small):
         code, exported, _ = self.track()
         self.assertEqual((code, exported), (0, True))
         self.assertEqual((self.tree / "virt/kvm/kvm_main.c").read_text(), resolved)
-        self.assertEqual(tree.check(), [])
+        self.assertEqual(export.check(), [])
         self.assertEqual(self.git("rev-parse", track.BEFORE), self.before)
 
     def test_killed_while_exporting(self):
         """A run that is killed at any point of the move is completed by the next."""
         self.upstream(SUBJECT, main=small.MAIN.replace("line 13;", "line thirteen;"))
-        for name in ("set_base", "export"):
-            with mock.patch.object(tree, name, side_effect=KeyboardInterrupt):
+        for module, name in ((tree, "set_base"), (export, "write")):
+            with mock.patch.object(module, name, side_effect=KeyboardInterrupt):
                 self.assertRaises(KeyboardInterrupt, self.track)
             self.assertEqual(self.git("rev-parse", track.BEFORE), self.before)
             if name == "set_base":
                 self.assertEqual(self.track()[:2], (0, True))
-                self.assertEqual(tree.check(), [])
+                self.assertEqual(export.check(), [])
                 self.upstream("KVM: More", main=small.MAIN.replace("line 13;", "line xiii;"))
-                self.before = tree.tip()
+                self.before = kgit.tip()
         self.assertEqual(tree.own_work(), tree.UNEXPORTED)
-        tree.export()
-        self.assertEqual(tree.check(), [])
+        export.write()
+        self.assertEqual(export.check(), [])
 
     def test_work_that_is_not_exported(self):
         """Work of the user's, in the tree or in the repo, is not moved along or lost."""
@@ -210,7 +213,7 @@ class Track(small.Small):
         self.assertRaisesRegex(LabError, "uncommitted changes", self.track)
         self.commit("KVM: Mine")
         self.assertRaisesRegex(LabError, "not exported", self.track)
-        tree.export()
+        export.write()
         (self.repo / "arch-arm64-kvm/new.rs").write_text("// Mine, in the repo.\n")
         self.assertRaisesRegex(LabError, "new.rs differs", self.track)
 
@@ -287,7 +290,7 @@ class Collisions(small.Small):
 
     def test_agrees_with_git(self):
         """Git finds a conflict exactly where a hunk is named."""
-        commit = self.git("rev-parse", f"{tree.BRANCH}^")
+        commit = self.git("rev-parse", f"{kgit.BRANCH}^")
         self.git("checkout", "--quiet", "--detach", "base")
         for number in range(12, 19):
             for new in ("", f"line {number};\nmore;\n", f"more;\nline {number};\n", "other;\n"):

@@ -3,8 +3,9 @@
 
 import unittest
 
+import patches
 import small
-import tree
+import user_tree
 from common import LabError
 
 UNRELATED = small.MAIN.replace("line 2;", "line two;\nand more;")
@@ -24,7 +25,7 @@ class UserTree(small.Small):
     def check(self, user, main=UNRELATED):
         """Applies the series to a tree and looks at what came of it."""
         before = self.git("for-each-ref", tree=user), self.git("status", "--short", tree=user)
-        clone = tree.user_tree(user)
+        clone = user_tree.user_tree(user)
         expected = main.replace("line 15;", "line 15, with userfault;")
         self.assertEqual((clone / "virt/kvm/kvm_main.c").read_text(), expected)
         self.assertEqual(self.git("rev-list", "--count", "HEAD~2..", tree=clone), "2")
@@ -37,7 +38,7 @@ class UserTree(small.Small):
 
     def test_git_am(self):
         """'git am patches/*.patch' alone does as well."""
-        self.git("am", "--quiet", *tree.patch_files(), tree=self.user)
+        self.git("am", "--quiet", *patches.patch_files(), tree=self.user)
         self.assertIn("with userfault", (self.user / "virt/kvm/kvm_main.c").read_text())
 
     def test_shallow_clone(self):
@@ -60,7 +61,7 @@ class UserTree(small.Small):
         """Uncommitted changes are refused, and stay."""
         (self.user / "Makefile").write_text("mine\n")
         with self.assertRaisesRegex(LabError, "uncommitted changes: commit or stash them first"):
-            tree.user_tree(self.user)
+            user_tree.user_tree(self.user)
         self.assertEqual((self.user / "Makefile").read_text(), "mine\n")
 
     def test_conflict(self):
@@ -69,17 +70,17 @@ class UserTree(small.Small):
         (self.user / "virt/kvm/kvm_main.c").write_text(text)
         self.git("commit", "--quiet", "--all", "--message=Related", tree=self.user)
         with self.assertRaisesRegex(LabError, "'KVM: Add a file' does not apply"):
-            tree.user_tree(self.user)
+            user_tree.user_tree(self.user)
         self.add_variant()
         self.check(self.user, UNRELATED)
 
     def test_no_tree(self):
         """A folder that is no kernel, or no git checkout, is refused."""
         with self.assertRaisesRegex(LabError, "not a kernel source tree"):
-            tree.user_tree(self.root)
+            user_tree.user_tree(self.root)
         (self.user / ".git").rename(self.root / "elsewhere")
         with self.assertRaisesRegex(LabError, "not a git checkout"):
-            tree.user_tree(self.user)
+            user_tree.user_tree(self.user)
 
 
 if __name__ == "__main__":

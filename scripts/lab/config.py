@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How the lab's kernels are configured, and how that differs from arm64's defconfig.
+
+A kernel starts from what defconfig sets in the directories that KVM, memory
+management and the scheduler are in; everything else has its default, which leaves
+the drivers out. The fragments in config/ come on top.
+"""
+
+import dataclasses
+import fnmatch
+import pathlib
+import re
+import tempfile
+
+from common import CACHE, LAB, LabError, output, step
+
+FRAGMENTS = LAB / "config"
+# A variant is named after its granule and what is different about it, such as
+# 4k-norust, 64k-debug or 4k-count-nohelper: "gcc" is the compiler, "norust" and
+# "nohelper" leave something out, and any other word is a fragment.
+WITHOUT = ("rust", "helper")
+
+# Where the options are declared that defconfig decides about.
+KCONFIG = [
+    *("arch/Kconfig", "arch/arm64/Kconfig", "arch/arm64/Kconfig.debug"),
+    *("arch/arm64/kvm/**/Kconfig", "init/Kconfig*", "kernel/**/Kconfig*"),
+    *("mm/Kconfig*", "virt/**/Kconfig"),
+]
+# Sources whose options are compared with defconfig.
+COMPARED = ["arch/arm64", "kernel", "mm", "virt/kvm"]
+NOT_COMPARED = ["arch/arm64/boot", "arch/arm64/configs", "arch/arm64/crypto", "kernel/configs"]
+
+OPTION = re.compile(r"(?:# )?CONFIG_(\w+)(?:=(.*)| is not set)")
+
+
+def compiler(variant):
+    """Returns the words for make that choose the compiler of a variant."""
+    return ["CROSS_COMPILE=aarch64-linux-gnu-"] if variant.endswith("-gcc") else ["LLVM=1"]
+
+
+def fragments(variant):
+    """Returns the configuration fragments of a variant, in order."""
+    pages, *words = variant.split("-")
+    names = ["kernel"]
+    names += ["rust"] if "norust" not in words else []
+    names += ["helper"] if not {"norust", "nohelper"} & set(words) else []
+    names += [word for word in [pages, *words] if word in ("16k", "64k", "count", "trace", "debug")]
+    return [FRAGMENTS / f"{name}.config" for name in names]
+
+
+def near(variant):
+    """Returns the variant that differs so little that its build is a start, or nothing."""
+    other = re.sub(rf"-no({'|'.join(WITHOUT)})$", "", variant)
+    return other if other != variant else ""
+
+
+def text(variant):
+    """Returns the fragments of a variant as one."""
+    return "".join(path.read_text() for path in fragments(variant))
+
+
+def read(path):
+    """Returns the options of a .config that are set, with their values."""
+    lines = map(OPTION.fullmatch, path.read_text().splitlines())
+    return {match[1]: match[2] for match in lines if match and match[2]}
+
+
+def defaults(tree):
+    """Returns the lines of arm64's defconfig that are about the kernel itself."""
+    declared = set()
+    for path in [path for pattern in KCONFIG for path in tree.glob(pattern)]:
+        declared.update(re.findall(r"^\s*(?:menu)?config (\w+)", path.read_text(), re.MULTILINE))
+    lines = (tree / "arch/arm64/configs/defconfig").read_text().splitlines()
+    kept = [line for line in lines if (match := OPTION.fullmatch(line)) and match[1] in declared]
+    return "".join(f"{line}\n" for line in kept)
+
+
+def write(tree, build, variant):
+    """Writes .config, as far as the tree offers what the fragments ask for."""
+    # In the cache, as merge_config.sh knows no path with a space.
+    merged, start = build / "kvm-userfault.config", build / "kvm-userfault.defaults"
+    merged.write_text(text(variant))
+    start.write_text(defaults(tree))
+    step(
+        f"configuring the {variant} kernel",
+        [
+            "sh",
+            "-ec",
+            'KCONFIG_ALLCONFIG="$3" make -s -C "$0" ARCH=arm64 "$4" O="$1" alldefconfig;'
+            ' cd "$0"; scripts/kconfig/merge_config.sh -m -O "$1" "$1/.config" "$2";'
+            ' make -s ARCH=arm64 "$4" O="$1" olddefconfig',
+            tree,
+            build,
+            merged,
+            start,
+            *compiler(variant),
+        ],
+        f"configure-{variant}",
+    )
+
+
+def wanted(variant):
+    """Returns the lines of .config that the fragments of a variant ask for."""
+    # A later fragment overrides an earlier one.
+    lines = map(OPTION.fullmatch, text(variant).splitlines())
+    asked = {match[1]: match[0] for match in lines if match}
+    return [line for line in asked.values() if line.startswith("CONFIG")]
+
+
+def bring_up_to_date(tree, build, variant):
+    """Writes .config if it is not up to date; fails if the tree does not offer something."""
+    stamp = build / ".kvm-userfault-config"
+    key = defaults(tree) + text(variant)
+    if stamp.exists() and stamp.read_text() == key and (build / ".config").exists():
+        return
+    build.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    write(tree, build, variant)
+    check(build, variant)
+    stamp.write_text(key)
+
+
+def check(build, variant):
+    """Fails if the tree does not offer what a variant is to have."""
+    have = set((build / ".config").read_text().splitlines())
+    missing = [line for line in wanted(variant) if line not in have]
+    if missing:
+        raise LabError(
+            f"the tree does not offer what the {variant} kernel is to have: {', '.join(missing)}."
+            " See scripts/lab/config, and 'make rustavailable' for CONFIG_RUST."
+        )
+
+
+def has(build, option):
+    """Says whether a kernel was built with an option."""
+    return read(build / ".config").get(option) == "y"
+
+
+def looked_at(tree):
+    """Returns the options that the compared sources look at."""
+    paths = [*COMPARED, *(f":!{path}" for path in NOT_COMPARED)]
+    words = ["git", "-C", tree, "grep", "-ohE", r"\bCONFIG_\w+", "--", *paths]
+    names = output(words).split()
+    return sorted({name.removeprefix("CONFIG_").removesuffix("_MODULE") for name in names})
+
+
+def reasons(variant):
+    """Returns why options differ from defconfig, as {pattern of their names: why}."""
+    found = {}
+    for names, why in re.findall(r"^# differs: ([^:]+): (.+)$", text(variant), re.MULTILINE):
+        found.update(dict.fromkeys(names.split(), why))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """An option that is not as in defconfig, and why."""
+
+    option: str
+    defconfig: str
+    lab: str
+    why: str
+
+
+def defconfig(tree, variant):
+    """Returns the options of arm64's defconfig, with the granule of a variant."""
+    granule = FRAGMENTS / f"{variant.partition('-')[0]}.config"
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        script = 'make -s -C "$0" ARCH=arm64 "$2" O="$1" defconfig; cat >>"$1/.config";'
+        script += ' make -s -C "$0" ARCH=arm64 "$2" O="$1" olddefconfig'
+        command = ["sh", "-ec", script, tree, scratch, *compiler(variant)]
+        output(command, input=granule.read_text() if granule.exists() else "")
+        return read(pathlib.Path(scratch, ".config"))
+
+
+def differences(tree, build, variant):
+    """Returns how a kernel that is configured differs from defconfig."""
+    ours, theirs, why = read(build / ".config"), defconfig(tree, variant), reasons(variant)
+    found = []
+    for name in looked_at(tree):
+        values = [one.get(name, "n") for one in (theirs, ours)]
+        if values[0] != values[1]:
+            because = (text for pattern, text in why.items() if fnmatch.fnmatch(name, pattern))
+            found.append(Difference(name, *values, next(because, "")))
+    return found

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Enters the toolchain, in a mount namespace: inside.py ROOT DIRECTORY PROGRAM [ARGUMENT...].
+
+What the program changes of the toolchain, and what it has in /tmp, is its own and
+gone with it. It sees the user's files under their own paths.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+# What of the host is its operating system, which the toolchain has for itself.
+SYSTEM = {"bin", "boot", "dev", "etc", "lost+found", "proc", "run", "sbin", "sys", "tmp", "usr", "var"}
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def mount(*words):
+    """Mounts something, and says whether that was possible."""
+    words = ["mount", *map(str, words)]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def own_view(toolchain, cache):
+    """Returns a view of the toolchain that is this run's own."""
+    scratch = cache / "run"
+    scratch.mkdir(exist_ok=True)
+    if mount("-t", "tmpfs", "tmpfs", scratch):
+        names = [scratch / name for name in ("root", "upper", "work")]
+        for path in names:
+            path.mkdir()
+        root, upper, work = names
+        options = f"lowerdir={toolchain},upperdir={upper},workdir={work}"
+        if any(
+            mount("-t", "overlay", "overlay", "-o", options + more, root)
+            for more in ("", ",userxattr")
+        ):
+            return root
+    print("==> no overlay here: this run shares the toolchain with others", file=sys.stderr)
+    return toolchain
+
+
+def is_of_the_user(directory):
+    """Says whether a directory of the host's root is not its operating system."""
+    name = directory.name
+    return directory.is_dir() and not directory.is_symlink() and not (
+        name in SYSTEM or name.startswith("lib")
+    )  # fmt: skip
+
+
+def given(words):
+    """Yields directories among arguments that a user has in a place of the system's."""
+    for word in words:
+        if word == "--":
+            break
+        path = word.partition("=")[2] if word.startswith("--") and "=" in word else word
+        top = path.split("/")[1] if path.startswith("/") and len(path) > 1 else ""
+        if top in ("run", "sys", "tmp", "usr", "var") and os.path.isdir(path):
+            yield pathlib.Path(path)
+
+
+def show(root, path):
+    """Shows a directory of the host under its own path."""
+    target = root / path.relative_to("/")
+    target.mkdir(parents=True, exist_ok=True)
+    if not mount("--rbind", "--", path, target):
+        sys.exit(f"error: {path} cannot be shown in the toolchain.\nIs it readable by you?")
+
+
+def main():
+    """Enters the toolchain and becomes the program."""
+    toolchain, cwd, *words = sys.argv[1:]
+    cache, repo = pathlib.Path(os.environ["KVM_USERFAULT_CACHE"]), pathlib.Path(__file__).parents[2]
+    root = own_view(pathlib.Path(toolchain), cache)
+    show(root, pathlib.Path("/dev"))
+    if not mount("-t", "proc", "proc", root / "proc"):
+        show(root, pathlib.Path("/proc"))
+    if (cache / "resolv.conf").exists():
+        shutil.copyfile(cache / "resolv.conf", root / "etc/resolv.conf")
+    for path in sorted(pathlib.Path("/").iterdir()):
+        if is_of_the_user(path):
+            show(root, path)
+    for path in given([str(repo), str(cache), cwd, *words]):
+        show(root, path)
+    os.environ.update(KVM_USERFAULT_INSIDE="1", LC_ALL="C.UTF-8", PATH=PATH)
+    os.environ.pop("TMPDIR", None)
+    os.chroot(root)
+    os.chdir(cwd)
+    os.execvp("python3", ["python3", "--", *words])
+
+
+if __name__ == "__main__":
+    main()

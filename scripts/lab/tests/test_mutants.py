@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How mutants are tried one after the other, and what counts as noticed."""
+
+import unittest
+from unittest import mock
+
+import machine
+import mutants
+import mutate
+
+CASE = mutants.Case("userfault_exits", "marked_page_exits", False)
+UNIT = mutants.Case("kvm_arm64_userfault_size", "size_fits", True)
+KNOWN = {"marked_page_exits": [CASE], "size_fits": [UNIT]}
+
+
+def mutant(number, cases="marked_page_exits"):
+    """Returns a mutant that changes nothing."""
+    return mutate.Mutant(number, f"m{number}", {"breaks": "it", "caught-by": cases}, ())
+
+
+def part(number, *lines, end=True):
+    """Returns what a machine prints of a mutant."""
+    return [f"mutant: begins {number}", *lines, *([f"mutant: ended {number}"] if end else [])]
+
+
+def program(ok, *lines):
+    """Returns what the program prints, that ends well or not."""
+    head = ["# selftests: kvm: userfault_exits", *lines]
+    return [*head, f"{'' if ok else 'not '}ok 1 selftests: kvm: userfault_exits"]
+
+
+PASSES = program(True, "# ok 1 marked_page_exits")
+FAILS = program(False, "# not ok 1 marked_page_exits")
+
+
+class Hunt(unittest.TestCase):
+    """Machines that print what they are told."""
+
+    def hunt(self, chosen, *consoles):
+        """Tries mutants on machines that print this, and returns {name: what noticed it}."""
+        answers = [
+            (0, lines) if lines[-1].startswith("mutant: ended") else machine.Unfinished("", lines)
+            for lines in consoles
+        ]
+        place = mutants.Place("nofwb", mock.Mock(), "initrd", KNOWN)
+        place.build.name = "4k"
+        with mock.patch.object(machine, "boot", side_effect=answers) as boot:
+            found = {trial.mutant.name: trial.by for trial in place.hunt(chosen)}
+        self.scripts = [call.args[3] for call in boot.mock_calls]
+        return found
+
+    def test_cases(self):
+        """A named case that fails notices a mutant, another does not."""
+        other = program(False, "# not ok 1 store_exits", "# ok 2 marked_page_exits")
+        found = self.hunt(
+            [mutant(1), mutant(2), mutant(3)], [*part(1, *FAILS), *part(2, *PASSES), *part(3, *other)]
+        )
+        self.assertEqual(found, {"m1": "marked_page_exits", "m2": "", "m3": ""})
+
+    def test_hang_oops_and_splat(self):
+        """So do a kernel that dies or complains, after which the others get a machine of their own."""
+        found = self.hunt(
+            [mutant(number) for number in range(1, 5)],
+            part(1, "# selftests: kvm: userfault_exits", end=False),
+            part(2, "Internal error: Oops: 1 [#1]", "Kernel panic", end=False),
+            [*part(3, "WARNING: mm/gup.c", *PASSES), *part(4, *PASSES)],
+            part(4, *FAILS),
+        )
+        self.assertEqual(found["m1"], "a hang")
+        self.assertEqual(found["m2"], "an Oops")
+        self.assertIn("a splat (WARNING: mm/gup.c", found["m3"])
+        self.assertEqual(found["m4"], "marked_page_exits")
+        self.assertNotIn("m 1\n", self.scripts[1])
+        self.assertIn("m 2\n", self.scripts[1])
+
+    def test_skip(self):
+        """A named case that skips where it may not has noticed something."""
+        skips = program(True, "# ok 1 marked_page_exits # SKIP no capability")
+        self.assertEqual(self.hunt([mutant(1)], part(1, *skips)), {"m1": "marked_page_exits"})
+
+    def test_script(self):
+        """Cases of programs and of KUnit are run, each once, with the mutant's number set."""
+        self.hunt([mutant(7, "marked_page_exits, size_fits")], part(7, *FAILS))
+        lines = self.scripts[0].splitlines()
+        run = ["m 7", "t 40 userfault_exits marked_page_exits", "k kvm_arm64_userfault_size", "e 7"]
+        self.assertEqual(lines[lines.index("m 7") :], run)
+
+    def test_machine_that_is_dead(self):
+        """A machine that does not even begin is an error, and no endless loop."""
+        with self.assertRaisesRegex(mutants.LabError, "did not get to its first mutant"):
+            self.hunt([mutant(1)], ["nothing"])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The series on a kernel tree of the user's own."""
+
+import hashlib
+import pathlib
+import shutil
+
+import kgit
+import patches
+import tree
+from common import CACHE, PATCHES, LabError, lock, say, step, succeeds
+
+def am_near(clone):
+    """Applies the patches to a tree that is near to their base or to that of a variant."""
+    errors = []
+    for folder in [PATCHES, *sorted({path.parent for path in patches.variants()})]:
+        try:
+            return kgit.am(clone, patches.series_for(folder), "--3way")
+        except LabError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def user_tree(path):
+    """Returns a clone of the user's own kernel tree, with the series on a branch of its own."""
+    source = pathlib.Path(path).resolve()
+    if not (source / "virt/kvm/kvm_main.c").exists():
+        raise LabError(f"{source} is not a kernel source tree")
+    if not (source / ".git").exists():
+        raise LabError(f"{source} is not a git checkout: run 'git init' and commit it first")
+    if kgit.git("status", "--porcelain", "--untracked-files=no", tree=source):
+        raise LabError(f"{source} has uncommitted changes: commit or stash them first")
+    head = kgit.git("rev-parse", "HEAD", tree=source)
+    name = hashlib.sha256(str(source).encode()).hexdigest()[:8]
+    clone = CACHE / "trees" / name
+    state = clone / ".git" / "kvm-userfault-applied"
+    with lock(f"tree-{name}"):
+        if state.exists() and state.read_text() == f"{patches.digest()} {head}\n":
+            return clone
+        if not succeeds(["git", "-C", clone, "rev-parse", "--git-dir"], env=kgit.environment()):
+            shutil.rmtree(clone, ignore_errors=True)
+            clone.parent.mkdir(parents=True, exist_ok=True)
+            step(
+                f"cloning {source} (its own branches are not touched)",
+                ["git", "clone", "--quiet", "--shared", "--no-checkout", source, clone],
+                "clone",
+                env=kgit.environment(),
+            )
+        kgit.git("fetch", "--quiet", "origin", "HEAD", tree=clone)
+        state.unlink(missing_ok=True)
+        say(f"applying {len(patches.patch_files())} patches to {head[:12]}")
+        kgit.git("checkout", "--quiet", "--force", "-B", "kvm-userfault", head, tree=clone)
+        try:
+            am_near(clone)
+        except LabError as error:
+            if "sha1 information is lacking" not in str(error):
+                raise
+            # A shallow clone may not have what the patches were made on, but the lab does.
+            tree.make_base()
+            kgit.borrow_objects(clone)
+            am_near(clone)
+        state.write_text(f"{patches.digest()} {head}\n")
+    return clone
