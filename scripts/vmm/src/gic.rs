@@ -114,7 +114,7 @@ impl Gic {
             }
             names.push(Name::new(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, vcpu, 0));
             for [op0, op1, crn, crm, op2] in CPU_INTERFACE {
-                let register = op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2;
+                let register = (op0 << 14) | (op1 << 11) | (crn << 7) | (crm << 3) | op2;
                 names.push(Name::new(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, vcpu, register));
             }
         }
@@ -147,7 +147,7 @@ struct Name(u64);
 impl Name {
     /// vCPUs are few, so the number of one is its affinity.
     fn new(group: u32, vcpu: u64, offset: u64) -> Self {
-        Self(u64::from(group) << 48 | vcpu << 32 | offset)
+        Self((u64::from(group) << 48) | (vcpu << 32) | offset)
     }
 
     /// The group and the attribute that KVM knows the register by.

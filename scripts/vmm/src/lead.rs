@@ -338,7 +338,7 @@ impl Leader {
 /// Something that no other snapshot has.
 fn identity() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.as_nanos() as u64 ^ u64::from(std::process::id()) << 48
+    now.as_nanos() as u64 ^ (u64::from(std::process::id()) << 48)
 }
 
 /// Takes commands from a socket, one a connection.

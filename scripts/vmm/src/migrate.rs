@@ -205,7 +205,7 @@ fn precopy<'a>(vm: &'a Vm, path: &Path, mode: Mode) -> Result<(Sender<'a>, usize
         START,
         config.ram,
         config.vcpus as u64,
-        &(mode_word << 32 | page_size() as u64).to_le_bytes(),
+        &((mode_word << 32) | page_size() as u64).to_le_bytes(),
     )?;
     let missing = Marks::new(config.pages())?;
     missing.set(0..config.pages());

@@ -3,11 +3,13 @@
 //! to verify and change it, a thread a CPU. A page that comes back with a wrong byte, without
 //! content or in an older state is noticed in the next round.
 //!
-//! `rounds=N` on the kernel's command line says after how many rounds it powers off. When
-//! something is wrong it says so and resets the machine.
+//! On the kernel's command line `rounds=N` says after how many rounds it powers off, `pause=MS` how
+//! long it rests after each, and `megabytes=N` how much it verifies. When something is wrong it
+//! says so and resets the machine.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const PAGE: usize = 4096;
 const WORDS: usize = PAGE / 8;
@@ -21,10 +23,10 @@ fn word(page: usize, generation: u32, index: usize) -> u64 {
         return MAGIC;
     }
     // One round of splitmix64 over what makes the word different from all others.
-    let mut mixed = (page as u64) << 41 ^ u64::from(generation) << 9 ^ index as u64;
-    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ mixed >> 31
+    let mut mixed = ((page as u64) << 41) ^ (u64::from(generation) << 9) ^ index as u64;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// The pages of a thread, and of each the generation that it is in.
@@ -77,9 +79,12 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-fn work(megabytes: usize, cpus: usize, rounds: u32) -> Result<(), String> {
-    let mut memory = vec![0u64; (megabytes << 20) / 8];
-    let pages = memory.len() / WORDS / cpus;
+fn work(megabytes: usize, cpus: usize, rounds: u32, pause: Duration) -> Result<(), String> {
+    let pages = (megabytes << 20) / PAGE / cpus;
+    // One page more, so that ours begin where a page does.
+    let mut space = vec![0u64; (pages * cpus + 1) * WORDS];
+    let start = space.as_ptr().align_offset(PAGE);
+    let memory = &mut space[start..][..pages * cpus * WORDS];
     let barrier = Barrier::new(cpus);
     let wrong = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -95,6 +100,8 @@ fn work(megabytes: usize, cpus: usize, rounds: u32) -> Result<(), String> {
                     if wrong.load(Ordering::Relaxed) {
                         return result;
                     }
+                    // Others use the machine as well.
+                    std::thread::sleep(pause);
                     if leads {
                         println!("guest: round {number}: {} words are right", cpus * pages * WORDS);
                     }
@@ -120,7 +127,8 @@ fn main() {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let megabytes = number("megabytes", (free >> 20) * 3 / 4);
     println!("guest: {cpus} CPUs, {megabytes} MiB to verify");
-    let result = work(megabytes, cpus, number("rounds", 3) as u32);
+    let pause = Duration::from_millis(number("pause", 200) as u64);
+    let result = work(megabytes, cpus, number("rounds", 3) as u32, pause);
     let how = match &result {
         Ok(()) => libc::RB_POWER_OFF,
         Err(wrong) => {
@@ -142,7 +150,7 @@ mod tests {
 
     #[test]
     fn rounds_end_well() {
-        work(4, 3, 5).unwrap();
+        work(4, 3, 5, Duration::ZERO).unwrap();
     }
 
     #[test]
