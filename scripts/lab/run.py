@@ -4,6 +4,9 @@
 Without a command the selftests of the series run, through kselftest's own
 runner, and restore a guest on demand. A second run does only what has changed.
 
+With --vmm a small VMM boots Linux, and restores or migrates it in the ways that
+are named after --, or in all: see Documentation/vmm.md.
+
 With --matrix they run on each machine with each page size, or on those that
 --machine and --pages name, and a table in Markdown shows what they found.
 """
@@ -21,6 +24,7 @@ import matrix
 import skips
 import tree
 import user_tree
+import vmm
 from common import LabError, add_common_options, main, say
 
 # What the names of the helper's KUnit suites begin with, and where a machine shows what they
@@ -170,16 +174,25 @@ def program():
     parser.add_argument(
         "--timeout", type=int, default=1200, metavar="S", help="seconds for a boot; default: 1200"
     )
+    parser.add_argument(
+        "--vmm", choices=vmm.TRIALS, help="restore or migrate a Linux guest by the example VMM"
+    )
     parser.add_argument("command", nargs="*", help="what to run on the machine, after --")
     args = parser.parse_args()
     if args.matrix and (args.shell or args.command):
         parser.error("--matrix runs the suite: leave out --shell and the command")
+    if args.vmm and (args.matrix or args.shell):
+        parser.error("--vmm runs a trial: leave out --matrix and --shell")
 
     source = user_tree.user_tree(args.tree) if args.tree else tree.ready()
     if args.config_diff:
         return show_differences(args, source)
     if args.matrix:
         return run_matrix(args, source)
+    if args.vmm:
+        variant = (args.pages or "4k") + ("-debug" if args.debug else "")
+        build = kernel.kernel(source, variant, args.jobs)
+        return vmm.trial(args.vmm, args.machine or "vhe", build, args.command, args.timeout)
     build, initrd = build_variant(args, source, args.pages or "4k")
     command = shlex.join(args.command) if args.command else suite()
     name = args.machine or "vhe"

@@ -25,6 +25,7 @@ import patches
 import run
 import rust
 import tree
+import vmm
 from common import LAB, REPO, LabError, add_common_options, main, output, step, tail
 from overlay import overlays
 
@@ -45,6 +46,9 @@ QUICK_MUTANTS = [
     "whole-byte-counts",
 ]
 
+
+# Where the example VMM runs Linux.
+VMM_MACHINES = ["vhe", "nofwb"]
 
 class Passed(str):
     """What a check has to say that passed."""
@@ -274,6 +278,10 @@ def program():
         for name in machines:
             text = f"the suite passes on {name}, {variant} kernel"
             check(text, lambda: selftests(name, build(variant), initrd()))
+    check("the example VMM passes its own tests", vmm.checks)
+    for name in VMM_MACHINES:
+        text = f"Linux is restored and migrated on demand on {name}"
+        check(text, lambda: "\n".join(vmm.quick(name, build("4k"))))
     check(
         "demand_paging_test pages in by userfault",
         lambda: demand_paging("nofwb", build("4k"), initrd()),

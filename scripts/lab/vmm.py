@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Builds the example VMM of scripts/vmm, and runs its trials on a machine of the lab."""
+
+import os
+import pathlib
+import platform
+import re
+import shlex
+import shutil
+import tempfile
+
+import kernel
+import machine
+from common import CACHE, LAB, REPO, LabError, lock, say, step
+
+SOURCE = REPO / "scripts" / "vmm"
+# The trials, by the names of their scripts in scripts/vmm/try.
+TRIALS = ["restore", "migrate", "failures"]
+TARGET = "aarch64-unknown-linux-gnu"
+HOME = CACHE / "vmm"
+
+# The columns of the tables: the word of a row, and what it means.
+COLUMNS = {
+    "way": "way",
+    "mode": "mode",
+    "first": "first instruction, ms",
+    "all": "all there, ms",
+    "downtime": "downtime, ms",
+    "rounds": "rounds",
+    "missing": "pages missing at the switch",
+    "requests": "pages asked for",
+    "exits": "exits",
+    "faults": "userfaultfd faults",
+    "supplied_first": "supplied first",
+    "bytes": "bytes copied",
+    "sent": "bytes sent",
+}
+
+
+def cargo(what, *words, log="vmm"):
+    """Runs cargo with the crates that Cargo.lock names, which it fetches once."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "CARGO_HOME": str(HOME / "cargo"),
+        "CARGO_TARGET_DIR": str(HOME / "target"),
+        # One file that needs nothing of the machine it runs on.
+        "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS": "-C target-feature=+crt-static",
+    }
+    if platform.machine() != "aarch64":
+        environment["CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER"] = "aarch64-linux-gnu-gcc"
+    certificates = CACHE / "certificates.crt"
+    if certificates.exists() and certificates.stat().st_size:
+        environment["CARGO_HTTP_CAINFO"] = str(certificates)
+    # The user may have a registry of their own.
+    for name in ("config.toml", "config"):
+        config = pathlib.Path(os.environ.get("CARGO_HOME") or pathlib.Path.home() / ".cargo") / name
+        if config.exists():
+            (HOME / "cargo").mkdir(exist_ok=True)
+            shutil.copy(config, HOME / "cargo" / name)
+    with lock("vmm"):
+        step(what, ["cargo", *words], log, cwd=SOURCE, env=environment)
+
+
+def binaries():
+    """Builds the VMM and its guest's program, and returns where they are."""
+    cargo(
+        "building the example VMM (2 minutes, seconds if little has changed)",
+        *("build", "--locked", "--release", "--target", TARGET),
+    )
+    return HOME / "target" / TARGET / "release"
+
+
+def checks():
+    """Runs what needs no KVM: the unit tests, clippy and rustfmt."""
+    cargo("checking the format of the example VMM", "fmt", "--check", log="vmm-fmt")
+    cargo("testing the example VMM on this host", "test", "--locked", log="vmm-test")
+    cargo(
+        "looking at the example VMM with clippy",
+        *("clippy", "--locked", "--release", "--target", TARGET, "--", "-D", "warnings"),
+        log="vmm-clippy",
+    )
+
+
+def initrd(build, programs):
+    """Packs the VMM, its guest and the kernel for both, and returns the archive."""
+    with tempfile.TemporaryDirectory() as directory:
+        guest, root = pathlib.Path(directory) / "guest", pathlib.Path(directory) / "root"
+        guest.mkdir()
+        shutil.copy(programs / "guest", guest / "init")
+        for name in ("bin", "dev", "proc", "sys", "tmp", "usr/bin", "vmm"):
+            (root / name).mkdir(parents=True)
+        shutil.copy(kernel.busybox(), root / "bin/busybox")
+        shutil.copy(LAB / "init", root / "init")
+        (root / "init").chmod(0o755)
+        shutil.copytree(SOURCE / "try", root / "vmm", dirs_exist_ok=True)
+        shutil.copy(programs / "vmm", root / "vmm/vmm")
+        shutil.copy(build / "arch/arm64/boot/Image", root / "vmm/Image")
+        kernel.archive(guest, root / "vmm/guest.cpio.gz")
+        target = build / "vmm.cpio.gz"
+        kernel.archive(root, target)
+    return target
+
+
+def table(lines):
+    """Returns the rows that a trial printed as a table in Markdown."""
+    rows = [
+        dict(word.split("=", 1) for word in line.split()[1:] if "=" in word)
+        for line in lines
+        if line.startswith("row ")
+    ]
+    names = [name for name in COLUMNS if any(name in row for row in rows)]
+    if not rows:
+        return []
+    cells = [[COLUMNS[name] for name in names], ["---"] * len(names)]
+    cells += [[row.get(name, "-") for name in names] for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in cells]
+
+
+def problems(code, lines):
+    """Returns what went wrong in a trial."""
+    wrong = [line for line in lines if line.startswith("FAIL ")]
+    if not any(line.startswith("ok ") for line in lines):
+        wrong.append("the trial found nothing right")
+    if code and not wrong:
+        wrong.append(f"the trial ended with code {code}")
+    return wrong
+
+
+def boot(where, build, command, **options):
+    """Runs a command beside the VMM on a machine, and returns what went wrong and the console."""
+    archive = initrd(build, binaries())
+    try:
+        code, lines = machine.boot(where, build, archive, command, **options)
+    except machine.Unfinished as error:
+        return [str(error), *problems(1, error.lines)], error.lines
+    return problems(code, lines), lines
+
+
+def quick(where, build):
+    """Restores and migrates a small guest with four vCPUs, whose slot is toggled as it runs."""
+    command = (
+        "export APPEND=megabytes=24;"
+        " TOGGLES=20 sh /vmm/restore vcpu && sh /vmm/migrate postcopy"
+    )
+    wrong, _ = boot(where, build, command, timeout=300, show=False)
+    return wrong
+
+
+def trial(name, where, build, words, timeout=1200):
+    """Runs a trial on a machine, shows its table and returns an exit code."""
+    for word in words:
+        if not re.fullmatch(r"[a-z_]+", word):
+            raise LabError(f"'{word}' is no way to {name}")
+    command = f"sh /vmm/{name} {shlex.join(words)}"
+    wrong, lines = boot(where, build, command, timeout=timeout)
+    print("\n".join(table(lines)))
+    for text in wrong:
+        say(f"failed: {text}")
+    return 1 if wrong else 0

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A handler in another process. It shares the bitmap, fills pages of the VMM through the VMM's
+//! userfaultfd and clears their bits; an exit of a vCPU is a message of eight bytes, and the answer
+//! to it. So the snapshot, its decompression or its network are nothing that the VMM has to trust.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, IntoRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use userfaultfd::Uffd;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use crate::error::{Context, Result, fail};
+use crate::layout::Config;
+use crate::memory::Fill;
+use crate::pager::Pager;
+use crate::snapshot;
+use crate::stats::Stats;
+use crate::userfault::{Demand, Marks};
+
+/// The descriptors that the handler is given.
+pub struct Files {
+    pub uffd: RawFd,
+    pub marks: RawFd,
+}
+
+/// The VMM's connection to its handler.
+pub struct Handler {
+    stream: UnixStream,
+    stats: Arc<Stats>,
+}
+
+impl Handler {
+    /// Gives the handler what it needs.
+    pub fn connect(
+        path: &Path,
+        base: u64,
+        config: Config,
+        files: Files,
+        stats: Arc<Stats>,
+    ) -> Result<Self> {
+        let mut stream = connect(path)?;
+        stream.send_with_fd(&base.to_le_bytes()[..], files.uffd).context("calling the handler")?;
+        let pages = config.pages() as u64;
+        stream
+            .send_with_fd(&pages.to_le_bytes()[..], files.marks)
+            .context("calling the handler")?;
+        match read_word(&mut stream) {
+            Ok(0) => Ok(Self { stream, stats }),
+            Ok(pages) => fail!("the handler has a snapshot of {pages} pages, which is another"),
+            Err(error) => fail!("the handler has gone: {error}"),
+        }
+    }
+
+    /// Waits until the handler has filled all pages.
+    pub fn wait(mut self) -> Result<()> {
+        for counter in [&self.stats.faults, &self.stats.bytes] {
+            let count =
+                read_word(&mut self.stream).context("the handler has gone before all is there")?;
+            counter.store(count, Ordering::Relaxed);
+        }
+        // As long as the connection is there, so is the VMM.
+        std::mem::forget(self.stream);
+        Ok(())
+    }
+}
+
+/// A vCPU's connection to the handler.
+pub struct Requests(UnixStream);
+
+impl Requests {
+    pub fn connect(path: &Path) -> Result<Self> {
+        Ok(Self(connect(path)?))
+    }
+}
+
+impl Demand for Requests {
+    fn page(&mut self, page: usize) -> Result<()> {
+        let gone = || format!("the handler has gone, and page {page} cannot be had");
+        self.0.write_all(&(page as u64).to_le_bytes()).context(gone())?;
+        read_word(&mut self.0).context(gone())?;
+        Ok(())
+    }
+}
+
+fn connect(path: &Path) -> Result<UnixStream> {
+    UnixStream::connect(path).context(format!("connecting to the handler at {}", path.display()))
+}
+
+fn read_word(stream: &mut UnixStream) -> std::io::Result<u64> {
+    let mut word = [0; 8];
+    stream.read_exact(&mut word)?;
+    Ok(u64::from_le_bytes(word))
+}
+
+/// The program: serves one VMM with the memory of a snapshot, until the VMM ends.
+pub fn serve(folder: &Path, path: &Path) -> Result<()> {
+    let (state, memory) = snapshot::open(folder)?;
+    let _ = fs::remove_file(path);
+    let listener = UnixListener::bind(path).context(format!("listening at {}", path.display()))?;
+    eprintln!("vmm: listening for a VMM");
+    let (mut vmm, _) = listener.accept().context("waiting for the VMM")?;
+    let (base, uffd) = receive(&vmm)?;
+    let (pages, marks) = receive(&vmm)?;
+    if pages as usize != state.config.pages() {
+        let _ = vmm.write_all(&(state.config.pages() as u64).to_le_bytes());
+        fail!("the VMM has {pages} pages, the snapshot {}", state.config.pages());
+    }
+    let pages = pages as usize;
+    vmm.write_all(&0u64.to_le_bytes()).context("answering the VMM")?;
+
+    // SAFETY: The descriptor was sent by the VMM for this.
+    let uffd = Arc::new(unsafe { Uffd::from_raw_fd(uffd.into_raw_fd()) });
+    let marks = Arc::new(Marks::open(marks, pages)?);
+    let stats = Arc::new(Stats::new());
+    let fill = Fill::Uffd(uffd.clone(), base);
+    let pager = Pager::new(pages, Box::new(memory), fill, Some(marks.clone()), stats.clone())?;
+    {
+        let pager = pager.clone();
+        thread::spawn(move || pager.serve(&uffd, base));
+    }
+    {
+        let pager = pager.clone();
+        thread::spawn(move || {
+            for vcpu in listener.incoming().flatten() {
+                let (pager, marks) = (pager.clone(), marks.clone());
+                thread::spawn(move || answer(vcpu, &pager, &marks));
+            }
+        });
+    }
+    if let Err(error) = pager.stream(pages) {
+        fail!("the VMM has gone before all was there: {error}");
+    }
+    for counter in [&stats.faults, &stats.bytes] {
+        let word = counter.load(Ordering::Relaxed).to_le_bytes();
+        vmm.write_all(&word).context("the VMM has gone")?;
+    }
+    // Until the VMM ends.
+    let _ = vmm.read(&mut [0]);
+    Ok(())
+}
+
+/// Answers the requests of a vCPU.
+fn answer(mut vcpu: UnixStream, pager: &Pager, marks: &Marks) -> Result<()> {
+    while let Ok(page) = read_word(&mut vcpu) {
+        let page = page as usize;
+        if pager.supply(page..page + 1)? == 0 {
+            // Another thread is at it.
+            while marks.is_set(page) {
+                thread::yield_now();
+            }
+        }
+        vcpu.write_all(&0u64.to_le_bytes()).context("the VMM has gone")?;
+    }
+    Ok(())
+}
+
+fn receive(stream: &UnixStream) -> Result<(u64, File)> {
+    let mut word = [0; 8];
+    match stream.recv_with_fd(&mut word).context("hearing from the VMM")? {
+        (8, Some(file)) => Ok((u64::from_le_bytes(word), file)),
+        _ => fail!("this is no VMM that calls"),
+    }
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A snapshot is a folder with two files: `memory`, which is the slot's memory from first to last,
+//! with a page behind it that says to which state it belongs, and `state`. The state is written
+//! last, under its name only when all is on the disk: where it is, the snapshot is complete.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::error::{Context, Result, fail};
+use crate::layout::{BLOCK_PAGES, page_size};
+use crate::memory::Memory;
+use crate::state::State;
+
+/// Writes a snapshot, or leaves none.
+pub fn write(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
+    fs::create_dir_all(folder).context(format!("creating {}", folder.display()))?;
+    let result = write_files(folder, memory, state);
+    if result.is_err() {
+        for name in ["memory", "state.new"] {
+            let _ = fs::remove_file(folder.join(name));
+        }
+    }
+    result
+}
+
+fn write_files(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
+    let path = folder.join("state");
+    if path.exists() {
+        fail!("{} is there already", path.display());
+    }
+    let what = format!("writing the snapshot {}", folder.display());
+    let file = File::create(folder.join("memory")).context(&what)?;
+    let pages = memory.config().pages();
+    for first in (0..pages).step_by(BLOCK_PAGES) {
+        let mut content = vec![0; BLOCK_PAGES.min(pages - first) * page_size()];
+        memory.read(first, &mut content)?;
+        file.write_all_at(&content, (first * page_size()) as u64).context(&what)?;
+    }
+    let mut last = vec![0; page_size()];
+    last[..8].copy_from_slice(&state.identity.to_le_bytes());
+    file.write_all_at(&last, (pages * page_size()) as u64).context(&what)?;
+    file.sync_all().context(&what)?;
+
+    let new = folder.join("state.new");
+    let mut file = File::create(&new).context(&what)?;
+    file.write_all(&state.encode()).context(&what)?;
+    file.sync_all().context(&what)?;
+    fs::rename(&new, path).context(&what)
+}
+
+/// Opens a snapshot, and refuses one that is not whole.
+pub fn open(folder: &Path) -> Result<(State, File)> {
+    let path = folder.join("state");
+    let bytes = fs::read(&path).context(format!("reading {}", path.display()))?;
+    let state = State::decode(&bytes).context(path.display())?;
+    let path = folder.join("memory");
+    let file = File::open(&path).context(format!("opening {}", path.display()))?;
+    let have = file.metadata().context(path.display())?.len();
+    let slot = state.config.slot_bytes();
+    let want = (slot + page_size()) as u64;
+    if have != want {
+        fail!(
+            "{} has {have} bytes of {want}: it is truncated, or of another machine",
+            path.display()
+        );
+    }
+    let mut identity = [0; 8];
+    file.read_exact_at(&mut identity, slot as u64).context(path.display())?;
+    if u64::from_le_bytes(identity) != state.identity {
+        fail!("{} does not belong to the state beside it", path.display());
+    }
+    Ok((state, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Backing;
+    use crate::state::tests::example;
+    use vmm_sys_util::tempdir::TempDir;
+
+    fn snapshot() -> TempDir {
+        let folder = TempDir::new().unwrap();
+        let memory = Memory::new(example().config, Backing::Anonymous).unwrap();
+        memory.write(5, b"content").unwrap();
+        write(folder.as_path(), &memory, &example()).unwrap();
+        folder
+    }
+
+    #[test]
+    fn snapshot_comes_back() {
+        let folder = snapshot();
+        let (state, memory) = open(folder.as_path()).unwrap();
+        assert_eq!(state, example());
+        let mut content = [0; 7];
+        memory.read_exact_at(&mut content, 5 * page_size() as u64).unwrap();
+        assert_eq!(&content, b"content");
+    }
+
+    fn refused(change: impl FnOnce(&Path)) -> String {
+        let folder = snapshot();
+        change(folder.as_path());
+        open(folder.as_path()).unwrap_err().0
+    }
+
+    #[test]
+    fn damaged_snapshots_are_refused() {
+        let truncate = |name: &'static str| {
+            move |folder: &Path| {
+                let file = File::options().write(true).open(folder.join(name)).unwrap();
+                file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+            }
+        };
+        assert!(refused(truncate("memory")).contains("truncated"));
+        assert!(refused(truncate("state")).contains("checksum"));
+        assert!(
+            refused(|folder| fs::remove_file(folder.join("state")).unwrap())
+                .contains("No such file")
+        );
+        assert!(
+            refused(|folder| fs::write(folder.join("state"), b"something").unwrap())
+                .contains("no state")
+        );
+        let foreign = |folder: &Path| {
+            let state = State { identity: 8, ..example() };
+            fs::write(folder.join("state"), state.encode()).unwrap();
+        };
+        assert!(refused(foreign).contains("does not belong"));
+    }
+
+    #[test]
+    fn snapshot_that_cannot_be_written_leaves_nothing() {
+        let folder = TempDir::new().unwrap();
+        let memory = Memory::new(example().config, Backing::Anonymous).unwrap();
+        // A folder stands in for a disk that is full at the end.
+        fs::create_dir(folder.as_path().join("state.new")).unwrap();
+        write(folder.as_path(), &memory, &example()).unwrap_err();
+        assert!(!folder.as_path().join("memory").exists());
+        assert!(!folder.as_path().join("state").exists());
+    }
+}
