@@ -18,6 +18,8 @@
 mod counter;
 #[path = "bench_events.rs"]
 mod events;
+#[path = "bench_minor.rs"]
+mod minor;
 
 use counter::{
     lateness,
@@ -28,6 +30,7 @@ use events::{
     Event, //
 };
 use libkvm::*;
+use minor::Minor;
 use std::{
     env,
     sync::OnceLock,
@@ -537,38 +540,67 @@ fn demand_userfault_copy() {
 /// Paging in shared memory by userfault, through another mapping of its file.
 fn demand_userfault_file() {
     userfault_demand("demand-userfault-file", Backing::Shmem, |slot| {
+        // As for MINOR, the file has all of its memory.
         let alias = slot.area().alias();
+        pages(0..alias.pages()).for_each(|page| alias.fill_page(page, &vec![1; page_size()]));
         move |page, content: &[u8]| alias.fill_page(page, content)
     });
 }
 
-/// Paging in anonymous memory by userfaultfd, which finds it missing: a thread of its own fills each
-/// page and wakes who waits for it.
-fn demand_missing() {
-    let content = vec![2; page_size()];
+/// Measures paging by userfaultfd: a thread of its own supplies each page and wakes who waits for
+/// it. `handler` is made for the memory, waits for a page, supplies it and says which it was.
+fn userfaultfd_demand<H: FnMut() -> Page + Send>(
+    name: &'static str,
+    backing: Backing,
+    handler: impl Fn(&Slot) -> H,
+) {
     for vcpus in VCPUS {
-        let figure = Figure::new("demand-missing", DEMAND).vcpus(vcpus);
+        let figure = Figure::new(name, DEMAND).vcpus(vcpus);
         figure.per_page().report((0..REPETITIONS).map(|_| {
-            let mut machine = machine_with(Backing::Anonymous, DEMAND, 1, vcpus);
+            let mut machine = machine_with(backing, DEMAND, 1, vcpus);
             let slot = machine.slot.clone();
-            let uffd = Uffd::new(slot.area());
+            let mut handler = handler(&slot);
             let last = Page(slot.pages() - 1);
             thread::scope(|scope| {
-                scope.spawn(|| loop {
-                    let Some(page) = uffd.wait(Duration::from_secs(20)) else {
-                        break;
-                    };
-                    uffd.copy(page, &content);
-                    if page == last {
-                        break;
-                    }
-                });
+                scope.spawn(move || while handler() != last {});
                 let sample = sample(|| touch_shares(&mut machine.vcpus, &slot, none_marked));
+                // The handler ends with the page that no vCPU has.
                 slot.read(last, 0);
                 sample
             })
         }));
     }
+}
+
+/// Paging in anonymous memory by userfaultfd, which finds it missing.
+fn demand_missing() {
+    userfaultfd_demand("demand-missing", Backing::Anonymous, |slot| {
+        let uffd = Uffd::new(slot.area());
+        let content = vec![2; page_size()];
+        move || loop {
+            if let Some(page) = uffd.wait(Duration::from_secs(20)) {
+                uffd.copy(page, &content);
+                return page;
+            }
+        }
+    });
+}
+
+/// Paging in shared memory, which is there but not mapped, by userfaultfd.
+fn demand_minor() {
+    userfaultfd_demand("demand-minor", Backing::Shmem, |slot| {
+        let alias = slot.area().alias();
+        let content = vec![2; page_size()];
+        pages(0..alias.pages()).for_each(|page| alias.fill_page(page, &content));
+        let uffd = Minor::new(slot.area())
+            .unwrap_or_else(|| ktap::skip("no userfaultfd for minor faults"));
+        move || {
+            let page = uffd.wait();
+            alias.fill_page(page, &content);
+            uffd.resume(page);
+            page
+        }
+    });
 }
 
 extern "C" {
@@ -608,5 +640,6 @@ test_main! {
         demand_userfault_copy,
         demand_userfault_file,
         demand_missing,
+        demand_minor,
     ],
 }
