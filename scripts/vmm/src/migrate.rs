@@ -134,11 +134,13 @@ struct Sender<'a> {
 
 impl Sender<'_> {
     fn send(&self, pages: std::ops::Range<usize>) -> Result<u64> {
+        // A page that is taken is sent before anybody else sends anything, DONE above all.
+        let mut link = lock(&self.link);
         let mut bytes = 0;
         for run in self.missing.take(pages) {
             let mut content = vec![0; run.len() * page_size()];
             self.vm.memory.read(run.start, &mut content)?;
-            lock(&self.link).send(PAGES, run.start as u64, 0, &content)?;
+            link.send(PAGES, run.start as u64, 0, &content)?;
             bytes += content.len() as u64;
         }
         Ok(bytes)
@@ -307,7 +309,13 @@ impl Incoming {
                         self.arrivals.1.notify_all();
                     }
                 }
-                DONE => return lock(&self.link).send(END, 0, 0, &[]),
+                DONE => {
+                    let missing = self.marks.as_ref().map_or(0, |marks| marks.count());
+                    if missing > 0 {
+                        fail!("the source says that it is done, and {missing} pages never came");
+                    }
+                    return lock(&self.link).send(END, 0, 0, &[]);
+                }
                 kind => fail!("message {kind} from the source, which is not for now"),
             }
         }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use userfaultfd::{Event, Uffd};
 
@@ -35,6 +35,8 @@ pub struct Pager {
     marks: Option<Arc<Marks>>,
     /// The pages that nobody has begun to fill.
     pending: Marks,
+    /// The number of pages that are filled and published.
+    supplied: AtomicUsize,
     stats: Arc<Stats>,
 }
 
@@ -50,7 +52,7 @@ impl Pager {
     ) -> Result<Arc<Self>> {
         let pending = Marks::new(pages)?;
         pending.set(0..pages);
-        Ok(Arc::new(Self { source, fill, marks, pending, stats }))
+        Ok(Arc::new(Self { source, fill, marks, pending, supplied: AtomicUsize::new(0), stats }))
     }
 
     /// Supplies those of some pages that nobody has begun with, and returns how many that were.
@@ -68,19 +70,27 @@ impl Pager {
             }
             self.fill.put(run.clone(), &content)?;
             self.stats.bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
-            supplied += run.len();
+            let count = run.len();
             if let Some(marks) = &self.marks {
                 marks.clear(run);
             }
+            supplied += count;
+            self.supplied.fetch_add(count, Ordering::Release);
         }
         Ok(supplied)
     }
 
     /// Supplies all pages, block by block: where a whole block is clear KVM may map it as one.
+    ///
+    /// Returns when all are there, those that other threads have taken included: who then clears
+    /// the flag, or unregisters from userfaultfd, leaves nobody with a page that is half filled.
     pub fn stream(&self, pages: usize) -> Result<()> {
         for start in (0..pages).step_by(BLOCK_PAGES) {
             self.supply(start..(start + BLOCK_PAGES).min(pages))?;
             // vCPUs that wait for one page come first.
+            std::thread::yield_now();
+        }
+        while self.supplied.load(Ordering::Acquire) < pages {
             std::thread::yield_now();
         }
         Ok(())

@@ -19,11 +19,11 @@ bad()
 	failed=$((failed + 1))
 }
 
-# await FILE TEXT: waits until a file has a text; fails after a minute, or when
+# await FILE TEXT: waits until a file has a text; fails after two minutes, or when
 # the VMM $pid has ended without it.
 await()
 {
-	end=$(($(date +%s) + ${PATIENCE:-60}))
+	end=$(($(date +%s) + ${PATIENCE:-120}))
 	until grep -q -- "$2" "$1" 2>/dev/null; do
 		[ "$(date +%s)" -lt $end ] || return 1
 		if ! kill -0 "$pid" 2>/dev/null; then
