@@ -188,8 +188,9 @@ def wrapped(edit, old):
         if rust:
             return f"(if {test} {{ {change.new} }} else {{ {old} }})"
         return f"({test} ? ({change.new}) : ({old}))"
-    test = f"if {test}" if rust else f"if ({test})"
-    return f"{test} {{\n{change.new}}} else {{\n{old}}}\n"
+    if rust:
+        return f"if {test} {{\n{change.new}}} else {{\n{old}}}\n"
+    return f"{{ if ({test}) {{\n{change.new}}} else {{\n{old}}} }}\n"
 
 
 def rewrite(text, edits):

@@ -166,7 +166,7 @@ def clippy_selftests(source, build):
         'clippy() { clippy-driver --edition=2021 --target=aarch64-unknown-linux-gnu "$@"; };'
         ' out=$(mktemp -d); trap \'rm -r "$out"\' EXIT; library=$1; lints=$2; shift 2;'
         ' clippy $lints --crate-type rlib --crate-name libkvm -o "$out/libkvm.rlib" "$library";'
-        ' for program; do clippy $lints --crate-type staticlib --extern libkvm="$out/libkvm.rlib"'
+        ' for program; do clippy $lints --crate-type bin --extern libkvm="$out/libkvm.rlib"'
         ' --emit=metadata -o "$out/program" "$program"; done'
     )
     return step(

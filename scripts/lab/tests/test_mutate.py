@@ -39,11 +39,11 @@ class Rewrite(unittest.TestCase):
     def test_statements(self):
         """Statements are replaced, left out and added."""
         text = self.rewrite(change("-\tfirst();", "+\tother();"))
-        self.assertIn("if (mutant(1)) {\n\tother();\n} else {\n\tfirst();\n}\n\tif (a", text)
+        self.assertIn("{ if (mutant(1)) {\n\tother();\n} else {\n\tfirst();\n} }\n\tif (a", text)
         text = self.rewrite(change("-\tfirst();"))
-        self.assertIn("if (mutant(1)) {\n} else {\n\tfirst();\n}\n", text)
+        self.assertIn("{ if (mutant(1)) {\n} else {\n\tfirst();\n} }\n", text)
         text = self.rewrite(change(" \tfirst();", "+\tmore();"))
-        self.assertIn("\tfirst();\nif (mutant(1)) {\n\tmore();\n} else {\n}\n", text)
+        self.assertIn("\tfirst();\n{ if (mutant(1)) {\n\tmore();\n} else {\n} }\n", text)
 
     def test_expression(self):
         """An expression is replaced where its lines are."""
@@ -59,7 +59,7 @@ class Rewrite(unittest.TestCase):
         ]
         text = self.rewrite(*changes)
         condition = "(mutant(2) ? (true) : ((mutant(3) ? (false) : (a == b))))"
-        expected = f"if (mutant(1)) {{\n}} else {{\n\tif ({condition})\n\t\tsecond();\n}}\n"
+        expected = f"{{ if (mutant(1)) {{\n}} else {{\n\tif ({condition})\n\t\tsecond();\n}} }}\n"
         self.assertIn(expected, text)
 
     def test_crossing(self):
