@@ -2,143 +2,220 @@
 
 //! Which pages of a slot are marked.
 
-use crate::slot::Pages;
+use kernel::{
+    bitmap::Bitmap,
+    num::casts::usize_as_u64,
+    sync::barrier::{
+        smp_mb,
+        Read, //
+    }, //
+};
 
-/// The marks of some pages.
-pub struct Marks {
-    /// The bitmap from the 64-bit word on that has the mark of the first page, without marks of
-    /// other pages.
-    words: [[u8; 8]; Self::WORDS],
-    pages: Pages,
+use crate::slot::{
+    Page,
+    Pages, //
+};
+
+/// The number of marks in a byte of the bitmap.
+const MARKS_PER_BYTE: u64 = 8;
+
+/// The number of a byte in the bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Byte(pub(crate) u64);
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ByteCount(pub(crate) u64);
+
+/// A slot's bitmap, in the VMM's memory.
+pub(crate) trait UserBitmap {
+    /// Reads `count` bytes from `first` on into `words`, in the order of the memory, and returns
+    /// whether that was possible.
+    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool;
 }
 
-impl Marks {
-    /// The most words of a bitmap that are looked at together: few enough for the stack. No
-    /// decision depends on it.
-    const WORDS: usize = 32;
+/// The marks of some pages, as they were when they were read.
+///
+/// # Invariants
+///
+/// The marks of `pages` are bits of `bits`, from `begin` on, without `end`.
+pub(crate) struct Marks<'a> {
+    bits: &'a Bitmap,
+    pages: Pages,
+    begin: usize,
+    end: usize,
+}
 
-    /// Creates the marks of no pages.
-    pub const fn none() -> Self {
-        Self {
-            words: [[0; 8]; Self::WORDS],
-            pages: Pages { first: 0, end: 0 },
-        }
-    }
-
-    /// Reads the marks of the first of `pages`, as many as there is room for, and returns the pages
-    /// that are left.
+impl<'a> Marks<'a> {
+    /// Reads the marks of `pages` into `words`.
     ///
-    /// `read` fills its second argument with bytes of the bitmap, from the byte on that its first
-    /// argument says. The bitmap has all of them: none is after the mark of the last page.
-    pub fn read<E>(
-        &mut self,
+    /// Returns [`None`] if they cannot be read or if there is not enough room. The pages may be
+    /// marked then.
+    pub(crate) fn read(
+        bitmap: &impl UserBitmap,
         pages: Pages,
-        read: impl FnOnce(u64, &mut [u8]) -> Result<(), E>,
-    ) -> Result<Pages, E> {
-        let room = word_of(pages.first).saturating_add(Self::WORDS as u64 * 64);
-        let end = pages.end.min(room);
-        let start = word_of(pages.first) / 8;
-        let length = end.div_ceil(8).saturating_sub(start);
+        words: &'a mut [usize],
+    ) -> Option<Self> {
+        let first = pages.first().0 / MARKS_PER_BYTE;
+        let end = pages.end().0.div_ceil(MARKS_PER_BYTE);
+        let count = ByteCount(end.checked_sub(first)?);
 
-        self.pages = Pages { end, ..pages };
-        let bytes = self.words.as_flattened_mut();
-        read(start, bytes.get_mut(..length as usize).unwrap_or_default())?;
-        self.forget_others();
-        Ok(Pages {
-            first: end,
-            end: pages.end,
-        })
+        if !bitmap.read(Byte(first), count, words) {
+            return None;
+        }
+
+        // The VMM fills a page and then clears its mark, with release semantics. Whoever sees the
+        // mark clear must see the page as it was filled, and finds it by loads that follow.
+        smp_mb(Read);
+
+        Self::new(pages, words)
     }
 
-    /// Returns the pages that these are the marks of.
-    pub const fn pages(&self) -> Pages {
-        self.pages
-    }
-
-    /// Clears the marks of what is not one of the pages.
-    fn forget_others(&mut self) {
-        let Pages { first, end } = self.pages;
-        let last = end.saturating_sub(1);
-        let words_before_last = last.saturating_sub(word_of(first)) / 64;
-        let mut keep = |index: u64, ours: u64| {
-            let word = self.words.get_mut(index as usize);
-            word.into_iter()
-                .for_each(|word| *word = (u64::from_le_bytes(*word) & ours).to_le_bytes());
-        };
-
-        keep(0, u64::MAX << (first & 63));
-        keep(words_before_last, u64::MAX >> (63 - (last & 63)));
-    }
-
-    /// Returns the marks in words, each with the page that has its mark in the lowest bit.
-    fn words(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let mut next = word_of(self.pages.first);
-
-        self.words.iter().map_while(move |word| {
-            let page = next;
-            next = page.saturating_add(64);
-            (page < self.pages.end).then(|| (page, u64::from_le_bytes(*word)))
+    /// Takes the marks of `pages` that have been read into `words`.
+    pub(crate) fn new(pages: Pages, words: &'a mut [usize]) -> Option<Self> {
+        let bits = Bitmap::from_words(words)?;
+        let begin = usize::try_from(pages.first().0 % MARKS_PER_BYTE).ok()?;
+        let end = begin.checked_add(usize::try_from(pages.count().0).ok()?)?;
+        // INVARIANT: The marks are bits that follow each other, and the last is one of `bits`.
+        (end <= bits.len()).then_some(Self {
+            bits,
+            pages,
+            begin,
+            end,
         })
     }
 
     /// Returns whether none of the pages is marked.
-    pub fn are_clear(&self) -> bool {
-        self.words().all(|(_, word)| word == 0)
+    pub(crate) fn are_clear(&self) -> bool {
+        self.next_run(self.pages.first()).is_none()
     }
 
-    /// Returns how many runs of marked pages there are.
-    pub fn runs(&self) -> u64 {
-        let mut last = 0;
-
-        self.words().fold(0, |runs: u64, (_, word)| {
-            let begins = word & !(word << 1 | last);
-            last = word >> 63;
-            runs.saturating_add(begins.count_ones().into())
-        })
+    /// Returns the next pages, from `page` on, that are marked and follow each other.
+    pub(crate) fn next_run(&self, page: Page) -> Option<Pages> {
+        let from = self.begin.max(self.bit(page));
+        if from >= self.end {
+            return None;
+        }
+        let first = self.bits.next_bit(from).filter(|bit| *bit < self.end)?;
+        let end = self.bits.next_zero_bit(first).unwrap_or(self.end);
+        Pages::new(self.page(first), self.page(end.min(self.end)))
     }
 
-    /// Calls `visit` for each run of marked pages, in order.
-    pub fn for_each_run(&self, mut visit: impl FnMut(Pages)) {
-        let mut run = None;
-        let mut last = 0;
+    /// Returns the bit of a page, or one outside of the range.
+    fn bit(&self, page: Page) -> usize {
+        let pages_before = page.0.saturating_sub(self.pages.first().0);
+        usize::try_from(pages_before)
+            .unwrap_or(usize::MAX)
+            .saturating_add(self.begin)
+    }
 
-        for (page, word) in self.words() {
-            // Set where a mark differs from the one before: where a run begins, or has ended.
-            let mut edges = word ^ (word << 1 | last);
-            last = word >> 63;
-            while edges != 0 {
-                let edge = page.wrapping_add(u64::from(edges.trailing_zeros()));
-                edges &= edges.wrapping_sub(1);
-                match run.take() {
-                    None => run = Some(edge),
-                    Some(first) => visit(Pages { first, end: edge }),
-                }
+    /// Returns the page of a bit of the range, or its end.
+    fn page(&self, bit: usize) -> Page {
+        let pages_before = usize_as_u64(bit.wrapping_sub(self.begin));
+        // By the invariant this does not wrap.
+        Page(self.pages.first().0.wrapping_add(pages_before))
+    }
+}
+
+#[cfg(CONFIG_KVM_ARM64_USERFAULT_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(kvm_arm64_userfault_marks)]
+mod tests {
+    use super::*;
+
+    /// A bitmap with a mark for each of some pages, of which some bytes can be read.
+    struct Marked<'a> {
+        pages: &'a [u64],
+        bytes: u64,
+    }
+
+    impl UserBitmap for Marked<'_> {
+        fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool {
+            for (page, word) in (first.0 * 8..).step_by(64).zip(words) {
+                let mark = |n| usize::from(self.pages.contains(&(page + n))) << n;
+                *word = (0..64).fold(0, |bits, n| bits | mark(n));
             }
-        }
-        if let Some(first) = run {
-            let end = self.pages.end;
-            visit(Pages { first, end });
+            first.0 + count.0 <= self.bytes
         }
     }
-}
 
-/// Returns the first of the pages that have their marks in the same 64-bit word as `page`.
-const fn word_of(page: u64) -> u64 {
-    page & !63
-}
+    /// Returns whether pages are known to be clear where others are marked.
+    fn are_clear(first: u64, end: u64, marked: &[u64], bytes: u64) -> bool {
+        let bitmap = Marked {
+            pages: marked,
+            bytes,
+        };
+        Pages::new(Page(first), Page(end))
+            .and_then(|pages| Some(Marks::read(&bitmap, pages, &mut [0; 2])?.are_clear()))
+            .unwrap_or(false)
+    }
 
-/// Returns whether none of `pages` is marked, reading as [`Marks::read`] does.
-pub fn are_clear<E>(
-    mut pages: Pages,
-    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
-) -> Result<bool, E> {
-    let mut marks = Marks::none();
-
-    while pages.count() != 0 {
-        pages = marks.read(pages, &mut read)?;
-        if !marks.are_clear() {
-            return Ok(false);
+    /// Each page counts, wherever its mark is in a byte or a word, and no neighbour does.
+    #[test]
+    fn marks_of_the_pages_count() {
+        for (first, end) in [
+            (0, 1),
+            (0, 64),
+            (3, 70),
+            (7, 128),
+            (9, 128),
+            (64, 72),
+            (100, 101),
+        ] {
+            assert!(are_clear(first, end, &[], 100));
+            for page in [first, (first + end) / 2, end - 1] {
+                assert!(!are_clear(first, end, &[page], 100));
+            }
+            assert!(are_clear(
+                first,
+                end,
+                &[end, end + 1, first.wrapping_sub(1)],
+                100
+            ));
         }
     }
-    Ok(true)
+
+    /// Runs are as long as they can be, wherever they begin and end, and come in order.
+    #[test]
+    fn runs_are_the_marked_pages() {
+        // The pages, which of them are marked, and the runs.
+        let table: [((u64, u64), &[u64], &[(u64, u64)]); 7] = [
+            ((0, 128), &[], &[]),
+            ((0, 128), &[0, 1, 2, 127], &[(0, 3), (127, 128)]),
+            ((0, 128), &[62, 63, 64, 65], &[(62, 66)]),
+            ((3, 100), &[2, 3, 5, 99, 100], &[(3, 4), (5, 6), (99, 100)]),
+            ((5, 6), &[4, 5, 6], &[(5, 6)]),
+            ((130, 200), &[131, 132, 150], &[(131, 133), (150, 151)]),
+            ((130, 200), &[129, 200], &[]),
+        ];
+        for ((first, end), pages, runs) in table {
+            let bitmap = Marked { pages, bytes: 100 };
+            let mut words = [0; 2];
+            let marks = Pages::new(Page(first), Page(end))
+                .and_then(|pages| Marks::read(&bitmap, pages, &mut words));
+            let mut from = Page(0);
+            for &(first, end) in runs {
+                let run = marks.as_ref().and_then(|marks| marks.next_run(from));
+                assert_eq!(run, Pages::new(Page(first), Page(end)));
+                from = Page(end);
+            }
+            assert!(marks.is_some_and(|marks| marks.next_run(from).is_none()));
+        }
+    }
+
+    /// What cannot be read, or has no room, is not known to be clear.
+    #[test]
+    fn unread_marks_are_not_clear() {
+        assert!(are_clear(0, 80, &[], 10));
+        assert!(!are_clear(0, 81, &[], 10));
+        assert!(are_clear(0, 128, &[], 100));
+        assert!(!are_clear(0, 129, &[], 100));
+        assert!(!are_clear(7, 136, &[], 100));
+    }
+
+    /// No pages are not known to be clear, nor are pages that end before they begin.
+    #[test]
+    fn no_pages_are_not_clear() {
+        assert!(!are_clear(0, 0, &[], 100));
+        assert!(!are_clear(2, 1, &[], 100));
+    }
 }

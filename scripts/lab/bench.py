@@ -2,7 +2,7 @@
 """Measures what userfault costs: counts the instructions of the base, of the series
 without the helper in Rust and of all of it, on the same machines.
 
-The machines take a nanosecond for each instruction, so that what the selftest
+The machines take a nanosecond for each instruction, so that what the program
 userfault_bench measures are numbers of instructions, and the same ones each
 time. On kernels of their own, built to count calls and locks, it then counts
 what costs nothing there. Results are a Markdown page, a JSON file and a picture.
@@ -24,7 +24,11 @@ import kgit
 import machine
 import report
 import tree
-from common import CACHE, LabError, add_common_options, lock, main, output, say, step, succeeds
+from common import CACHE, REPO, LabError, add_common_options, lock, main, output, say, step
+from common import succeeds
+
+# How long a case of the benchmark may take, and all of it.
+CASE_SECONDS, SECONDS = 900, 3600
 
 # What is compared: the base, and the series without and with the helper.
 BASE, CORE, HELPER = "base", "core", "helper"
@@ -36,6 +40,7 @@ COUNT, EVENTS = "4k-count", "4k-trace"
 MACHINES = {"n1": ("counting-n1", "nofwb"), "max": ("counting-max", "vhe")}
 
 # What is run of the benchmark. Without names it runs all of its cases.
+PROGRAMS = REPO / "scripts/bench-programs"
 PROGRAM = "/kselftest/kvm/userfault_bench"
 QUICK_CASES = "fault fault_block mmio_exit userfault_exit userfault_page unmarked_block terabyte"
 EVENT_CASES = (
@@ -119,16 +124,26 @@ def image(source, commit, variant, jobs):
 
 
 def selftests(source, commit, jobs):
-    """Builds the selftests of the whole series, which run on all kernels, and returns an initrd."""
+    """Builds the selftests of the whole series with the benchmark, and returns an initrd."""
     kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
+    tests = source / "tools/testing/selftests/kvm"
+    for path in PROGRAMS.glob("*.rs"):
+        shutil.copy(path, tests / "arm64")
+    makefile = tests / "Makefile.kvm"
+    line = "TEST_GEN_PROGS_RUST_arm64 += arm64/"
+    text = makefile.read_text()
+    if line not in text:
+        raise LabError(f"{makefile} has no '{line}', where the benchmark would be added")
+    makefile.write_text(text.replace(line, f"{line}userfault_bench\n{line}", 1))
     build = kernel.directory(source, COUNT)
     return kernel.initrd(build, kernel.selftests(source, build, jobs))
 
 
-def run(name, build, initrd, arguments):
+def run(name, build, initrd, kind, cases):
     """Runs the benchmark on a machine and returns its figures."""
-    command = shlex.join([PROGRAM, *arguments])
-    code, lines = machine.boot(name, build, initrd, command, show=False, timeout=1500)
+    words = ["env", "BENCH_EVENTS=1"] if kind == "events" else []
+    command = shlex.join([*words, PROGRAM, "-t", str(CASE_SECONDS), *cases])
+    code, lines = machine.boot(name, build, initrd, command, show=False, timeout=SECONDS)
     figures = parse(lines)
     if code or not figures or any(line.startswith("not ok") for line in lines):
         raise LabError("the benchmark failed:\n" + "\n".join(lines[-20:]))
@@ -142,7 +157,7 @@ def jobs_of(machines, images, quick):
             cases = QUICK_CASES.split() if quick else []
             yield name, label, "instructions", (counting, build, cases)
         for label, build in images.get(EVENTS, {}).items():
-            yield name, label, "events", (ordinary, build, ["--events", *EVENT_CASES.split()])
+            yield name, label, "events", (ordinary, build, EVENT_CASES.split())
 
 
 def measure(machines, images, initrd, quick, jobs):
@@ -150,8 +165,8 @@ def measure(machines, images, initrd, quick, jobs):
     results = {name: {"instructions": {}, "events": {}} for name in machines}
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         running = {}
-        for name, label, kind, (host, build, arguments) in jobs_of(machines, images, quick):
-            future = pool.submit(run, host, build, initrd, arguments)
+        for name, label, kind, (host, build, cases) in jobs_of(machines, images, quick):
+            future = pool.submit(run, host, build, initrd, kind, cases)
             running[future] = results[name][kind], label
         for future in concurrent.futures.as_completed(running):
             into, label = running[future]

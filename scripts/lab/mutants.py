@@ -45,7 +45,7 @@ t()
 		echo "not ok 1 selftests: kvm: $program # is not there"
 		return
 	fi
-	timeout $seconds ./$program -c $case 2>&1 | sed 's/^/# /'
+	timeout $((seconds + 20)) ./$program -t $seconds $case 2>&1 | sed 's/^/# /'
 	code=$?
 	case $code in
 	0) echo "ok 1 selftests: kvm: $program" ;;
@@ -108,7 +108,8 @@ def all_cases(source):
         for name in re.findall(r"#\[test\]\s+fn (\w+)\(", text):
             found[name].append(Case(suite[1], name, True))
     for path in sorted((source / "tools/testing/selftests/kvm/arm64").glob("*.rs")):
-        for name in re.findall(r"^fn (\w+)\(\)", path.read_text(), re.MULTILINE):
+        listed = re.search(r"\bcases: \[([^\]]*)\]", path.read_text())
+        for name in re.findall(r"(\w+)(?:\s*:\s*\w+)?\s*(?:,|$)", listed[1] if listed else ""):
             found[name].append(Case(path.stem, name, False))
     return found
 

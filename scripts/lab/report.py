@@ -211,7 +211,7 @@ def page(results, about):
         "named, VMs without interrupt controller, guests with their MMU on whose own tables",
         "are mapped. *All mapped* is by pages, and *touch all* a guest that then reads each",
         "page. Tables of calls and locks are per call or per page: 0.00195 is 1 / 512, once",
-        "a block. See tools/testing/selftests/kvm/arm64/userfault_bench.rs.\n",
+        "a block. See scripts/bench-programs/userfault_bench.rs.\n",
         "Each figure is of one boot. Two boots of a kernel agree to 0.01 % where one thread",
         "runs, and to 1 % where the scheduler has a say: several vCPUs, or a handler thread.\n",
         "n1 is a Neoverse N1, and max a CPU with FEAT_S2FWB, which has no need to clean what it",

@@ -67,7 +67,7 @@ def with_maintainer(text, title, identity):
     if re.search(r'[().,:;"@]', name):
         name = '"' + name.replace('"', "") + '"'
     entry, line = re.escape(title), f"M:\t{name} <{address}>\n"
-    role = re.escape("M:\t{} <{}>\n".format(*tree.ROLE))
+    role = re.escape("M:\t{} <{}>\n".format(*kgit.ROLE))
     place = rf"^({entry}\n)(?:{role}|(?!M:))"
     return re.sub(place, lambda match: match[1] + line, text, flags=re.MULTILINE)
 

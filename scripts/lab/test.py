@@ -45,10 +45,9 @@ QUICK_MUTANTS = [
     "unreadable-is-clear",
     "whole-byte-counts",
 ]
-
-
 # Where the example VMM runs Linux.
 VMM_MACHINES = ["vhe", "nofwb"]
+
 
 class Passed(str):
     """What a check has to say that passed."""

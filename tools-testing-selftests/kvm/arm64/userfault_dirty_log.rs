@@ -5,79 +5,111 @@
 //! They are independent. A failure means that a VMM which migrates a guest that is still being
 //! restored would send pages that nobody wrote, or miss some that were written.
 
-use libkvm::{
-    fixture::{
-        needs_userfault,
-        Machine,
-        GPA,
-        SLOT, //
-    },
-    guest,
-    host_page_size,
-    ktap,
-    test_main,
-    Backing,
-    Bitmap,
-    Exit,
-    Vm,
-    KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_USERFAULT, //
-};
+use libkvm::*;
 
 const PAGES: usize = 16;
-const BOTH: u32 = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_USERFAULT;
+const LOG: u32 = KVM_MEM_LOG_DIRTY_PAGES;
 
 fn machine() -> Machine {
     Machine::with_guest(Backing::Anonymous, PAGES, 1, guest::write_pages)
 }
 
 /// Lets the vCPU write to pages, each of which must succeed.
-fn write(machine: &mut Machine, pages: std::ops::Range<usize>) {
-    for page in pages {
-        assert_eq!(machine.run(), Exit::Sync(page as u64, page as u64));
+#[track_caller]
+fn write(machine: &mut Machine, numbers: std::ops::Range<usize>) {
+    for page in pages(numbers) {
+        expect_eq!(machine.run(), Exit::numbered(page));
     }
+}
+
+/// Checks which pages are reported as dirty, once.
+#[track_caller]
+fn expect_dirty(machine: &Machine, numbers: std::ops::Range<usize>) {
+    expect_eq!(
+        machine.slot.dirty_pages(),
+        pages(numbers).collect::<Vec<_>>()
+    );
 }
 
 /// A page is dirty when it was written to, not when the write had to wait.
 fn exit_leaves_no_dirty_bit() {
     let mut machine = machine();
     let bitmap = Bitmap::marked(PAGES);
-    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
+    let _flag = machine.slot.enable_with(&bitmap, LOG);
 
-    assert_eq!(machine.run(), machine.userfault(0));
-    assert_eq!(machine.slot.dirty_pages(), []);
-    bitmap.clear(0);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    expect_dirty(&machine, 0..0);
+    bitmap.clear(Page(0));
     write(&mut machine, 0..1);
-    assert_eq!(machine.slot.dirty_pages(), [0]);
-    assert_eq!(machine.run(), machine.userfault(1));
-    assert_eq!(machine.slot.dirty_pages(), []);
+    expect_dirty(&machine, 0..1);
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
+    expect_dirty(&machine, 0..0);
 }
 
 /// The same for the ring.
 fn exit_leaves_no_ring_entry() {
-    let made = Vm::with_dirty_ring(1, PAGES, guest::write_pages, 4096);
-    let (mut vm, mut vcpus) = match made {
-        Ok(made) => made,
-        Err(error) => ktap::skip(format!("no dirty ring: {error:?}")),
-    };
-    let slot = vm.add_slot(Backing::Anonymous, SLOT, GPA, PAGES);
-    let vcpu = &mut vcpus[0];
-    vcpu.set_args([GPA, PAGES as u64, host_page_size() as u64]);
+    let vm = Vm::special(Kind::DirtyRing(4096), PAGES, 1, guest::write_pages);
+    let mut machine = Machine::of_vm(vm, Backing::Anonymous, PAGES);
     let bitmap = Bitmap::marked(PAGES);
-    assert_eq!(slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
+    let _flag = machine.slot.enable_with(&bitmap, LOG);
+    let of_slot = |machine: &mut Machine| -> Vec<Page> {
+        let ring = machine.vcpus[0].dirty_ring();
+        ring.into_iter()
+            .filter(|entry| entry.0 == SLOT)
+            .map(|entry| entry.1)
+            .collect()
+    };
 
-    let before = vcpu.dirty_ring();
-    assert!(matches!(vcpu.run(), Exit::Userfault { .. }));
-    assert_eq!(of_slot(&vcpu.dirty_ring()), of_slot(&before));
-    bitmap.clear(0);
-    assert_eq!(vcpu.run(), Exit::Sync(0, 0));
-    assert_eq!(of_slot(&vcpu.dirty_ring()), [0]);
+    expect_eq!(of_slot(&mut machine), []);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    expect_eq!(of_slot(&mut machine), []);
+    bitmap.clear(Page(0));
+    write(&mut machine, 0..1);
+    expect_eq!(of_slot(&mut machine), [Page(0)]);
 }
 
-/// Returns the pages of the slot that is tested.
-fn of_slot(ring: &[(u32, u64)]) -> Vec<u64> {
-    let entries = ring.iter().filter(|entry| entry.0 == SLOT);
-    entries.map(|entry| entry.1).collect()
+/// A full ring and marks alternate, and no page is lost: neither takes the place of the other.
+fn full_ring_and_marks_alternate() {
+    // The smallest ring that there can be is larger than KVM's reserve.
+    let entries = (page_size() / 16).max(1024);
+    let count = 3 * entries;
+    let vm = Vm::special(Kind::DirtyRing(entries), count, 1, guest::write_pages);
+    let mut machine = Machine::of_vm(vm, Backing::Anonymous, count);
+    let bitmap = Bitmap::marked(count);
+    let _flag = machine.slot.enable_with(&bitmap, LOG);
+    let (mut dirty, mut full, mut page) = (Vec::new(), 0, 0);
+    while page < count {
+        match machine.run() {
+            Exit::Userfault { gpa, .. } => {
+                expect_eq!(machine.slot.page_of(gpa), Page(page));
+                assert!(bitmap.clear(Page(page)), "page {page} again");
+            }
+            Exit::DirtyRingFull => {
+                full += 1;
+                let ring = machine.vcpus[0].harvest_dirty_ring();
+                dirty.extend(
+                    ring.into_iter()
+                        .filter(|entry| entry.0 == SLOT)
+                        .map(|entry| entry.1),
+                );
+            }
+            exit => {
+                expect_eq!(exit, Exit::numbered(Page(page)));
+                page += 1;
+            }
+        }
+    }
+    let ring = machine.vcpus[0].harvest_dirty_ring();
+    dirty.extend(
+        ring.into_iter()
+            .filter(|entry| entry.0 == SLOT)
+            .map(|entry| entry.1),
+    );
+    assert!(full > 0, "the ring was never full");
+    // A page whose write has to be done again when the ring has room is there twice.
+    dirty.sort_unstable();
+    dirty.dedup();
+    expect_eq!(dirty.len(), count, "dirty pages");
 }
 
 /// Setting or clearing userfault neither starts nor stops nor repeats what dirty logging does:
@@ -85,145 +117,197 @@ fn of_slot(ring: &[(u32, u64)]) -> Vec<u64> {
 fn toggling_userfault_leaves_the_log_alone() {
     let mut machine = machine();
     let bitmap = Bitmap::new(PAGES);
-    let log = KVM_MEM_LOG_DIRTY_PAGES;
-    assert_eq!(machine.slot.set_flags(log, None), Ok(()));
+    machine.slot.set_flags(LOG);
     write(&mut machine, 0..4);
 
-    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
+    let flag = machine.enable(&bitmap);
     write(&mut machine, 4..8);
-    let writable = machine.mappings();
-    assert_eq!(machine.slot.set_flags(log, None), Ok(()));
-    assert_eq!(
-        machine.mappings(),
-        writable,
-        "clearing userfault changed mappings"
-    );
+    flag.disable();
     write(&mut machine, 8..12);
-    assert_eq!(machine.slot.dirty_pages(), (0..12).collect::<Vec<_>>());
+    expect_dirty(&machine, 0..12);
     write(&mut machine, 12..PAGES);
-    assert_eq!(machine.slot.dirty_pages(), (12..PAGES).collect::<Vec<_>>());
+    expect_dirty(&machine, 12..PAGES);
+}
+
+/// The same, seen in stage 2: clearing userfault changes no mapping of a slot with a log.
+fn disable_keeps_mappings_of_a_logged_slot() {
+    let mut machine = machine();
+    let bitmap = Bitmap::new(PAGES);
+    let flag = machine.slot.enable_with(&bitmap, LOG);
+    write(&mut machine, 0..8);
+    let before = machine.slot.mappings();
+    assert!(
+        before.iter().any(|mapping| mapping.is_writable),
+        "{before:x?}"
+    );
+    flag.disable();
+    expect_eq!(machine.slot.mappings(), before);
 }
 
 /// Starting and stopping the log under userfault works as ever, and marked pages stay marked.
 fn toggling_the_log_leaves_userfault_alone() {
     let mut machine = machine();
-    let bitmap = Bitmap::new(PAGES);
-    bitmap.mark(PAGES - 1);
-    assert_eq!(
-        machine.slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)),
-        Ok(())
-    );
+    let last = PAGES - 1;
+    let bitmap = Bitmap::new(PAGES).with(last..PAGES);
+    let _flag = machine.enable(&bitmap);
     write(&mut machine, 0..4);
 
-    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
-    write(&mut machine, 4..PAGES - 1);
-    assert_eq!(machine.run(), machine.userfault(PAGES - 1));
-    assert_eq!(
-        machine.slot.dirty_pages(),
-        (4..PAGES - 1).collect::<Vec<_>>()
-    );
+    machine.slot.set_flags(LOG);
+    write(&mut machine, 4..last);
+    expect_eq!(machine.run(), machine.userfault(Page(last)));
+    expect_dirty(&machine, 4..last);
 
-    assert_eq!(
-        machine.slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)),
-        Ok(())
-    );
-    assert_eq!(machine.run(), machine.userfault(PAGES - 1));
-    bitmap.clear(PAGES - 1);
-    write(&mut machine, PAGES - 1..PAGES);
+    machine.slot.set_flags(0);
+    expect_eq!(machine.run(), machine.userfault(Page(last)));
+    bitmap.clear(Page(last));
+    write(&mut machine, last..PAGES);
+}
+
+/// Starting the log under userfault takes the permission to write from what is mapped, and no
+/// mapping; stopping it changes nothing.
+fn toggling_the_log_keeps_mappings() {
+    let mut machine = machine();
+    let bitmap = Bitmap::new(PAGES);
+    let _flag = machine.enable(&bitmap);
+    write(&mut machine, 0..PAGES);
+    let mapped = machine.slot.mapped();
+    expect_eq!(mapped.len(), PAGES);
+
+    machine.slot.set_flags(LOG);
+    expect_eq!(machine.slot.mapped(), mapped, "started");
+    let writable = machine
+        .slot
+        .mappings()
+        .iter()
+        .any(|mapping| mapping.is_writable);
+    expect_eq!(writable, false, "what is written now goes unnoticed");
+    write(&mut machine, 0..2);
+    let before = machine.slot.mappings();
+    machine.slot.set_flags(0);
+    expect_eq!(machine.slot.mappings(), before, "stopped");
 }
 
 /// Both in one call, set and clear, in every combination.
 fn both_flags_in_one_call() {
-    for (from, to) in [
-        (0, BOTH),
-        (BOTH, 0),
-        (KVM_MEM_USERFAULT, KVM_MEM_LOG_DIRTY_PAGES),
-        (KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_USERFAULT),
-    ] {
-        let mut machine = machine();
-        let bitmap = Bitmap::new(PAGES);
-        if from != 0 {
-            assert_eq!(machine.slot.set_flags(from, Some(&bitmap)), Ok(()));
-        }
-        write(&mut machine, 0..PAGES);
-        bitmap.mark(1);
-        assert_eq!(machine.slot.set_flags(to, Some(&bitmap)), Ok(()));
+    let started = |machine: &mut Machine, bitmap: &Bitmap| {
+        write(machine, 0..1);
+        expect_eq!(machine.run(), machine.userfault(Page(1)));
+        bitmap.clear(Page(1));
+        write(machine, 1..PAGES);
+    };
+    let bitmap = Bitmap::new(PAGES);
 
-        write(&mut machine, 0..1);
-        if to & KVM_MEM_USERFAULT != 0 && from & KVM_MEM_USERFAULT == 0 {
-            assert_eq!(machine.run(), machine.userfault(1), "{from:#x} to {to:#x}");
-            bitmap.clear(1);
-        }
-        write(&mut machine, 1..PAGES);
-        if to & KVM_MEM_LOG_DIRTY_PAGES != 0 {
-            let all: Vec<_> = (0..PAGES).collect();
-            assert_eq!(machine.slot.dirty_pages(), all, "{from:#x} to {to:#x}");
-        }
-    }
+    let mut both_set = machine();
+    write(&mut both_set, 0..PAGES);
+    bitmap.mark(Page(1));
+    let flag = both_set.slot.enable_with(&bitmap, LOG);
+    started(&mut both_set, &bitmap);
+    expect_dirty(&both_set, 0..PAGES);
+    flag.disable_with(0);
+    write(&mut both_set, 0..PAGES);
+
+    let mut exchanged = machine();
+    exchanged.slot.set_flags(LOG);
+    write(&mut exchanged, 0..PAGES);
+    bitmap.mark(Page(1));
+    let flag = exchanged.slot.enable_with(&bitmap, 0);
+    started(&mut exchanged, &bitmap);
+    flag.disable_with(LOG);
+    write(&mut exchanged, 0..PAGES);
+    expect_dirty(&exchanged, 0..PAGES);
 }
 
 /// The same where the VMM decides when pages are watched, and all are dirty at first.
 fn log_that_starts_with_all_pages() {
     let mut machine = machine();
-    assert_eq!(machine.vm.set_initially_dirty(), Ok(()));
+    expect_eq!(machine.vm.set_initially_dirty(), Ok(()));
     let bitmap = Bitmap::marked(PAGES);
-    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
-    assert_eq!(machine.slot.dirty_pages(), (0..PAGES).collect::<Vec<_>>());
+    let flag = machine.slot.enable_with(&bitmap, LOG);
+    expect_dirty(&machine, 0..PAGES);
     machine.slot.clear_dirty_log();
 
-    assert_eq!(machine.run(), machine.userfault(0));
-    assert_eq!(machine.slot.dirty_pages(), []);
-    bitmap.clear(0);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    expect_dirty(&machine, 0..0);
+    bitmap.clear(Page(0));
     write(&mut machine, 0..1);
-    assert_eq!(machine.slot.dirty_pages(), [0]);
+    expect_dirty(&machine, 0..1);
 
     machine.slot.clear_dirty_log();
-    assert_eq!(
-        machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES, None),
-        Ok(())
-    );
-    assert_eq!(machine.slot.dirty_pages(), []);
+    flag.disable();
+    expect_dirty(&machine, 0..0);
     write(&mut machine, 1..PAGES);
-    assert_eq!(machine.slot.dirty_pages(), (1..PAGES).collect::<Vec<_>>());
+    expect_dirty(&machine, 1..PAGES);
 }
 
 /// Blocks that are split in advance when the log starts hide no marked page either.
 fn log_that_splits_blocks_in_advance() {
-    let (size, pages) = (
-        Backing::AnonymousThp.page_size(),
-        Backing::AnonymousThp.pages_per_page(),
-    );
-    let made = Vm::with_eager_splitting(pages, guest::read_pages, size);
-    let (vm, vcpus) = match made {
-        Ok(made) => made,
-        Err(error) => ktap::skip(format!("no eager splitting: {error:?}")),
-    };
-    let mut machine = Machine::with_vm(vm, vcpus, Backing::AnonymousThp, pages);
-    machine.fill();
-    let bitmap = Bitmap::new(pages);
-    bitmap.mark(pages - 1);
+    let count = Backing::AnonymousThp.need_huge_pages(1);
+    let kind = Kind::EagerSplit(Bytes::of_pages(count));
+    let vm = Vm::special(kind, count, 1, guest::read_pages);
+    let mut machine = Machine::of_vm(vm, Backing::AnonymousThp, count);
+    machine.slot.fill();
+    machine.slot.need_huge();
     machine.read_all();
-    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
-    machine.read(0..pages - 1);
-    assert_eq!(machine.run(), machine.userfault(pages - 1));
+    expect_eq!(machine.slot.in_blocks().len(), count);
 
-    assert_eq!(
-        machine.slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)),
-        Ok(())
+    // Without userfault the block becomes pages that are all mapped.
+    machine.slot.set_flags(LOG);
+    expect_eq!(machine.slot.in_blocks(), []);
+    expect_eq!(machine.slot.mapped().len(), count, "split in advance");
+    machine.slot.set_flags(0);
+
+    let last = count - 1;
+    let bitmap = Bitmap::new(count).with(last..count);
+    let _flag = machine.slot.enable_with(&bitmap, LOG);
+    let mapped = machine.slot.mapped();
+    assert!(!mapped.contains(&Page(last)), "the marked page is mapped");
+    machine.read(0..last);
+    expect_eq!(machine.run(), machine.userfault(Page(last)));
+
+    machine.slot.set_flags(0);
+    machine.slot.set_flags(LOG);
+    expect_eq!(machine.run(), machine.userfault(Page(last)));
+}
+
+/// A new snapshot half way through a restore: the log has what was written, and what is still
+/// marked is known by the bitmap, whether or not it was discarded meanwhile.
+fn snapshot_half_way() {
+    let mut machine = machine();
+    let bitmap = Bitmap::marked(PAGES);
+    let flag = machine.slot.enable_with(&bitmap, LOG);
+    for page in pages(0..PAGES / 2) {
+        expect_eq!(machine.run(), machine.userfault(page));
+        bitmap.clear(page);
+        write(&mut machine, page.0..page.0 + 1);
+    }
+    // The balloon takes a page that was there, and one that was not.
+    machine.slot.discard(Page(2));
+    machine.slot.discard(Page(PAGES - 1));
+    expect_dirty(&machine, 0..PAGES / 2);
+    let marked = pages(0..PAGES).filter(|page| bitmap.is_marked(*page));
+    expect_eq!(
+        marked.collect::<Vec<_>>(),
+        pages(PAGES / 2..PAGES).collect::<Vec<_>>()
     );
-    assert_eq!(machine.slot.set_flags(BOTH, Some(&bitmap)), Ok(()));
-    assert_eq!(machine.run(), machine.userfault(pages - 1));
+    expect_eq!(machine.run(), machine.userfault(Page(PAGES / 2)));
+    expect_dirty(&machine, 0..0);
+    flag.disable();
 }
 
 test_main! {
+    about: "Userfault and dirty logging on the same slot.",
     needs: needs_userfault,
     cases: [
         exit_leaves_no_dirty_bit,
         exit_leaves_no_ring_entry,
+        full_ring_and_marks_alternate,
         toggling_userfault_leaves_the_log_alone,
+        disable_keeps_mappings_of_a_logged_slot,
         toggling_the_log_leaves_userfault_alone,
+        toggling_the_log_keeps_mappings,
         both_flags_in_one_call,
         log_that_starts_with_all_pages,
         log_that_splits_blocks_in_advance,
-    ]
+        snapshot_half_way,
+    ],
 }

@@ -5,137 +5,186 @@
 //! A failure means that a guest would see memory that is not there yet, or that a VMM would supply
 //! the wrong page.
 
-use libkvm::{
-    fixture::{
-        needs_userfault,
-        Machine, //
-    },
-    guest,
-    host_page_size,
-    test_main,
-    Access,
-    Area,
-    Backing,
-    Bitmap,
-    Errno,
-    Exit, //
-};
+use libkvm::*;
+use std::sync::atomic::Ordering;
 
 /// An access to a marked page exits, as often as it is tried, and sees the page that was supplied
-/// before the mark was cleared. Nothing is mapped meanwhile.
+/// before the mark was cleared.
 fn marked_page_exits() {
     let mut machine = Machine::new(Backing::Anonymous, 19);
     let bitmap = Bitmap::marked(19);
-    machine.enable(&bitmap);
+    let _flag = machine.enable(&bitmap);
 
-    for page in 0..19 {
-        let mapped = machine.mappings();
-        assert_eq!(machine.run(), machine.userfault(page));
-        assert_eq!(machine.run(), machine.userfault(page), "second try");
-        assert_eq!(machine.mappings(), mapped);
+    for page in pages(0..19) {
+        expect_eq!(machine.run(), machine.userfault(page));
+        expect_eq!(machine.run(), machine.userfault(page), "second try");
 
-        machine.slot.write(page, 0, 100 + page as u64);
+        machine.slot.write(page, 0, 100 + u64::from(page));
         bitmap.clear(page);
-        assert_eq!(machine.run(), Exit::Sync(page as u64, 100 + page as u64));
+        expect_eq!(
+            machine.run(),
+            Exit::Sync(page.into(), 100 + u64::from(page))
+        );
     }
+}
+
+/// An exit maps nothing.
+fn exit_maps_nothing() {
+    let mut machine = Machine::new(Backing::Anonymous, 4);
+    let bitmap = Bitmap::new(4).with(2..4);
+    let _flag = machine.enable(&bitmap);
+    machine.slot.fill();
+    machine.read(0..2);
+
+    expect_eq!(machine.run(), machine.userfault(Page(2)));
+    expect_eq!(machine.slot.mapped(), [Page(0), Page(1)]);
 }
 
 /// A store exits as a load does, and is executed anew.
 fn store_exits() {
     let mut machine = Machine::with_guest(Backing::Anonymous, 4, 1, guest::write_pages);
     let bitmap = Bitmap::marked(4);
-    machine.enable(&bitmap);
+    let _flag = machine.enable(&bitmap);
 
-    for page in 0..4 {
+    for page in pages(0..4) {
         machine.slot.write(page, 0, 100);
-        assert_eq!(machine.run(), machine.userfault(page));
-        assert_eq!(machine.slot.read(page, 0), 100, "written while marked");
+        expect_eq!(machine.run(), machine.userfault(page));
+        expect_eq!(machine.slot.read(page, 0), 100, "written while marked");
         bitmap.clear(page);
-        assert_eq!(machine.run(), Exit::Sync(page as u64, page as u64));
-        assert_eq!(machine.slot.read(page, 0), page as u64);
+        expect_eq!(machine.run(), Exit::numbered(page));
+        expect_eq!(machine.slot.read(page, 0), u64::from(page));
     }
 }
 
-/// Loads, stores, exclusives, pairs, vectors, cache maintenance and instruction fetches exit
-/// alike, and are executed anew.
+/// Loads, stores, atomics, vectors, cache maintenance and instruction fetches exit alike, unaligned
+/// ones that end in a marked page included, and are executed anew when it is clear.
 fn every_kind_of_access_exits() {
+    let count = guest_access::WAYS.len();
+    // A page before the first, for what begins in the page before.
     let mut machine = Machine::with_guest(
         Backing::Anonymous,
-        guest::WAYS,
+        1 + count,
         1,
-        guest::access_in_all_ways,
+        guest_access::access_in_all_ways,
     );
-    for way in 0..guest::WAYS {
-        machine.slot.write(way, 0, guest::RET);
+    let base = Gva(machine.slot.gpa(Page(1)).0);
+    machine.vcpus[0].set_args(base, count as u64, page_size() as u64);
+    let bitmap = Bitmap::new(1 + count).with(1..1 + count);
+    for page in pages(0..1 + count) {
+        machine.slot.write(page, 0, guest_access::BEFORE);
     }
-    let bitmap = Bitmap::marked(guest::WAYS);
-    machine.enable(&bitmap);
+    let _flag = machine.enable(&bitmap);
 
-    for way in 0..guest::WAYS {
-        assert_eq!(machine.run(), machine.userfault(way), "way {way}");
-        assert_eq!(
+    for (number, way) in guest_access::WAYS.iter().enumerate() {
+        let page = Page(1 + number);
+        expect_eq!(machine.run(), machine.userfault(page), "{}", way.name);
+        expect_eq!(
             machine.run(),
-            machine.userfault(way),
-            "way {way}, second try"
+            machine.userfault(page),
+            "{}, again",
+            way.name
         );
-        bitmap.clear(way);
-        match machine.run() {
-            Exit::Sync(page, _) => assert_eq!(page, way as u64),
-            other => panic!("way {way}: {other:x?}"),
-        }
+        let before = machine.slot.read(page, 0);
+        expect_eq!(before, guest_access::BEFORE, "{}, while marked", way.name);
+        bitmap.clear(page);
+        expect_eq!(
+            machine.run(),
+            Exit::Sync(number as u64, way.loaded),
+            "{}",
+            way.name
+        );
+        expect_eq!(
+            machine.slot.read(page, 0),
+            way.left,
+            "{}, what it left",
+            way.name
+        );
     }
 }
 
-/// The MMU's own accesses to the guest's page tables exit as well.
-fn walk_of_stage_1_exits() {
-    const FAR: u64 = 1 << 40;
-    let mut machine = Machine::new(Backing::Anonymous, 64);
-    machine.slot.write(0, 0, 0);
-    machine
-        .vm
-        .map_with_tables_in(&machine.slot, FAR, machine.slot.gpa(63));
-    machine.slot.write(63, 0, 7);
-    machine.vcpus[0].set_args([FAR, 1, host_page_size() as u64]);
-    let bitmap = Bitmap::marked(64);
-    machine.enable(&bitmap);
+/// Vectors of FEAT_SVE exit as other loads and stores do.
+fn sve_exits() {
+    let vm = Vm::special(Kind::Sve, 2, 1, guest_access::access_by_sve);
+    let mut machine = Machine::of_vm(vm, Backing::Anonymous, 2);
+    let bitmap = Bitmap::marked(2);
+    let _flag = machine.enable(&bitmap);
 
-    let mut tables = 0;
-    loop {
-        match machine.run() {
-            exit if exit == machine.userfault(63) => break,
-            Exit::Userfault { gpa, .. } => {
-                tables += 1;
-                assert!(
-                    bitmap.clear(machine.slot.page_of(gpa)),
-                    "twice for {gpa:#x}"
-                );
-            }
-            other => panic!("unexpected exit: {other:x?}"),
+    expect_eq!(machine.run(), machine.userfault(Page(0)), "load");
+    machine.slot.write(Page(0), 0, 7);
+    bitmap.clear(Page(0));
+    expect_eq!(machine.run(), Exit::Sync(0, 7));
+    bitmap.mark(Page(0));
+    machine.slot.discard(Page(0));
+    expect_eq!(machine.run(), machine.userfault(Page(0)), "store");
+    bitmap.clear(Page(0));
+    expect_eq!(machine.run(), Exit::Sync(0, guest_access::STORED));
+    expect_eq!(machine.slot.read(Page(0), 0), guest_access::STORED);
+}
+
+/// What accesses nothing does not exit: prefetches, and translations that the guest asks for.
+fn prefetch_does_not_exit() {
+    let entry = guest_access::touch_without_access;
+    let mut machine = Machine::with_guest(Backing::Anonymous, 4, 1, entry);
+    let bitmap = Bitmap::marked(4);
+    let _flag = machine.enable(&bitmap);
+    for page in pages(0..4) {
+        expect_eq!(machine.run(), Exit::Sync(page.into(), 0));
+    }
+}
+
+/// The MMU's own accesses to the guest's page tables exit as well, each at the table that is
+/// marked, and the guest goes on when it is clear.
+fn walk_of_stage_1_exits() {
+    const FAR: Gva = Gva(1 << 40);
+    let mut machine = Machine::new(Backing::Anonymous, 1);
+    machine.slot.write(Page(0), 0, 7);
+    machine.vm.map(FAR, machine.slot.gpa(Page(0)), 1);
+    let tables = Slot::of_tables(&mut machine.vm);
+    let entries: Vec<Gpa> = (1..4)
+        .map(|level| machine.vm.table_entry(FAR, level))
+        .collect();
+    machine.vcpus[0].set_args(FAR, 1, page_size() as u64);
+
+    // Nothing else is in the pages of these tables, as nothing else is there, or near.
+    let bitmap = Bitmap::new(tables.pages());
+    for entry in &entries {
+        bitmap.mark(tables.page_of(*entry));
+    }
+    let _flag = tables.enable(&bitmap);
+    let mut exits = 0;
+    for page in entries.iter().map(|entry| tables.page_of(*entry)) {
+        // With large pages of the host, one may hold several tables.
+        if bitmap.is_marked(page) {
+            expect_eq!(machine.run(), Exit::userfault(tables.gpa(page)));
+            expect_eq!(machine.run(), Exit::userfault(tables.gpa(page)), "again");
+            bitmap.clear(page);
+            exits += 1;
         }
     }
-    assert!(tables > 0, "no table exited");
-    bitmap.clear(63);
-    assert_eq!(machine.run(), Exit::Sync(0, 7));
+    assert!(exits > 0, "no table was marked");
+    expect_eq!(machine.run(), Exit::Sync(0, 7));
 }
 
 /// Each page exits or not by its own bit, in slots whose bitmaps end in the middle of a byte or of
 /// a word, or at the end of one.
 fn each_page_has_its_own_bit() {
-    for pages in [1, 7, 8, 9, 63, 64, 65] {
-        let mut machine = Machine::new(Backing::Anonymous, pages);
-        machine.fill();
+    for count in [1, 7, 8, 9, 63, 64, 65] {
+        let mut machine = Machine::new(Backing::Anonymous, count);
+        machine.slot.fill();
         for marked in [0, 1, 6, 7, 8, 9, 31, 32, 62, 63, 64] {
-            if marked >= pages {
+            if marked >= count {
                 continue;
             }
-            let bitmap = Bitmap::new(pages);
-            bitmap.mark(marked);
-            machine.enable(&bitmap);
+            let bitmap = Bitmap::new(count).with(marked..marked + 1);
+            let _flag = machine.enable(&bitmap);
             machine.read(0..marked);
-            assert_eq!(machine.run(), machine.userfault(marked), "{pages} pages");
-            bitmap.clear(marked);
-            machine.read(marked..pages);
-            machine.disable();
+            expect_eq!(
+                machine.run(),
+                machine.userfault(Page(marked)),
+                "{count} pages"
+            );
+            bitmap.clear(Page(marked));
+            machine.read(marked..count);
         }
     }
 }
@@ -143,92 +192,200 @@ fn each_page_has_its_own_bit() {
 /// The bitmap may be anywhere, at any alignment, shared or read-only, and not a byte behind it is
 /// touched: the area ends there.
 fn bitmap_may_be_anywhere() {
-    let pages = 19;
-    for area in [Area::new(1), Area::shared(1)] {
-        let mut machine = Machine::new(Backing::Anonymous, pages);
-        machine.fill();
-        for offset in [0, 1, 3, host_page_size() - pages.div_ceil(8)] {
-            let bitmap = Bitmap::within(&area, offset, pages);
-            bitmap.mark(pages - 1);
+    let count: usize = 19;
+    let last = Page(count - 1);
+    for backing in [Backing::Anonymous, Backing::Shmem] {
+        let area = Area::new(backing, 1);
+        let mut machine = Machine::new(Backing::Anonymous, count);
+        machine.slot.fill();
+        for offset in [0, 1, 3, page_size() - count.div_ceil(8)] {
+            let bitmap = Bitmap::within(&area, offset, count);
+            bitmap.mark(last);
             area.protect(Access::Read);
-            machine.enable(&bitmap);
-            machine.read(0..pages - 1);
-            assert_eq!(
-                machine.run(),
-                machine.userfault(pages - 1),
-                "offset {offset}"
-            );
+            let _flag = machine.enable(&bitmap);
+            machine.read(0..count - 1);
+            expect_eq!(machine.run(), machine.userfault(last), "offset {offset}");
             area.protect(Access::ReadWrite);
-            bitmap.clear(pages - 1);
-            machine.read(pages - 1..pages);
-            machine.disable();
+            bitmap.clear(last);
+            machine.read(count - 1..count);
         }
     }
 }
 
-/// Where the bitmap cannot be read KVM_RUN fails, without a claim that the page was marked, and
-/// the vCPU runs on as soon as it can be read.
+/// Where the bitmap cannot be read KVM_RUN fails, without a claim that the page was marked, also
+/// right after an exit, and the vCPU runs on as soon as it can be read.
 fn unreadable_bitmap_is_an_error() {
     let mut machine = Machine::new(Backing::Anonymous, 16);
-    let area = Area::new(1);
-    let bitmap = Bitmap::within(&area, 0, 16);
-    machine.fill();
-    machine.enable(&bitmap);
+    let area = Area::new(Backing::Anonymous, 1);
+    let bitmap = Bitmap::within(&area, 0, 16).with(1..2);
+    machine.slot.fill();
+    let _flag = machine.enable(&bitmap);
     machine.read(0..1);
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
 
     area.protect(Access::None);
-    for _ in 0..2 {
-        match machine.run() {
-            Exit::Error { errno, .. } => assert_eq!(errno, Errno::EFAULT),
-            other => panic!("not a plain error: {other:x?}"),
-        }
-    }
+    expect_eq!(machine.run(), Exit::Error(Errno::EFAULT));
+    expect_eq!(machine.run(), Exit::Error(Errno::EFAULT), "again");
     area.protect(Access::ReadWrite);
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
+    bitmap.clear(Page(1));
     machine.read(1..16);
 }
 
-/// Several vCPUs may ask for the same page, and each gets what was supplied.
-fn vcpus_share_a_page() {
-    let mut machine = Machine::with_guest(Backing::Anonymous, 2, 3, guest::read_pages);
-    let bitmap = Bitmap::marked(2);
-    machine.enable(&bitmap);
+/// The same where the file that holds the bitmap is truncated. A hole in it reads as not marked.
+fn bitmap_may_lose_its_memory() {
+    let mut machine = Machine::new(Backing::Anonymous, 16);
+    let area = Area::new(Backing::Shmem, 1);
+    let bitmap = Bitmap::within(&area, 0, 16).with(0..16);
+    machine.slot.fill();
+    let _flag = machine.enable(&bitmap);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
 
-    let userfault = machine.userfault(0);
-    for vcpu in &mut machine.vcpus {
-        assert_eq!(vcpu.run(), userfault);
-    }
-    machine.slot.write(0, 0, 7);
-    bitmap.clear(0);
-    for vcpu in &mut machine.vcpus {
-        assert_eq!(vcpu.run(), Exit::Sync(0, 7));
-    }
+    area.truncate(0);
+    expect_eq!(machine.run(), Exit::Error(Errno::EFAULT), "truncated");
+    area.truncate(1);
+    machine.read(0..8);
+    bitmap.mark(Page(8));
+    expect_eq!(machine.run(), machine.userfault(Page(8)));
+    area.punch(0..1);
+    machine.read(8..16);
 }
 
-/// Exits are counted for each vCPU.
+/// Several vCPUs may ask for the same page at the same time, and each gets what was supplied.
+fn vcpus_share_a_page() {
+    const VCPUS: usize = 3;
+    let mut machine = Machine::with_guest(Backing::Anonymous, 2, VCPUS, guest::read_pages);
+    let bitmap = Bitmap::marked(2);
+    let _flag = machine.enable(&bitmap);
+    let userfault = machine.userfault(Page(0));
+    let exited = std::sync::Barrier::new(VCPUS + 1);
+
+    std::thread::scope(|scope| {
+        for vcpu in &mut machine.vcpus {
+            let exited = &exited;
+            scope.spawn(move || {
+                exited.wait();
+                expect_eq!(vcpu.run(), userfault);
+                exited.wait();
+                // The page is being supplied: either it is there, or the vCPU exits once more.
+                loop {
+                    match vcpu.run() {
+                        exit if exit == userfault => {}
+                        exit => break expect_eq!(exit, Exit::Sync(0, 7)),
+                    }
+                }
+            });
+        }
+        exited.wait();
+        exited.wait();
+        machine.slot.write(Page(0), 0, 7);
+        bitmap.clear(Page(0));
+    });
+}
+
+/// Marks are cleared by whoever has the bitmap mapped, 64 pages at a time, while a vCPU runs over
+/// them: no clear is lost, and none is seen before what it publishes.
+fn marks_are_cleared_by_words() {
+    let count = 4096;
+    let mut machine = Machine::with_guest(Backing::Anonymous, count, 1, guest::hunt_zero);
+    let area = Area::new(Backing::Shmem, 1);
+    // An odd address for KVM; the other mapping has the words that are whole.
+    let bitmap = Bitmap::within(&area, 3, count);
+    pages(0..count).for_each(|page| bitmap.mark(page));
+    let other = area.alias();
+    let _flag = machine.enable(&bitmap);
+    let exits = std::sync::atomic::AtomicUsize::new(0);
+
+    let on_exit = |exit| match exit {
+        Exit::Userfault { .. } => {
+            exits.fetch_add(1, Ordering::Relaxed);
+            std::thread::yield_now();
+        }
+        exit => panic!("a page without content: {exit:x?}"),
+    };
+    machine.run_while(on_exit, |slot| {
+        while exits.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        let words = 0..(3 + count / 8).div_ceil(8);
+        for word in words {
+            // The bits of these bytes are the pages from here on.
+            let first = (word * 64).saturating_sub(24);
+            for page in pages(first..(word * 64 + 40).min(count)) {
+                slot.write(page, 0, 1);
+            }
+            let bits = other.word(Page(0), word);
+            bits.fetch_and(0, Ordering::Release);
+        }
+        // The vCPU has seen all pages when it has been at the first ones again.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    });
+    assert!(
+        !pages(0..count).any(|page| bitmap.is_marked(page)),
+        "lost clears"
+    );
+}
+
+/// Exits are counted for each vCPU, and nothing else is.
 fn exits_are_counted() {
     let mut machine = Machine::new(Backing::Anonymous, 4);
     let bitmap = Bitmap::marked(4);
-    machine.enable(&bitmap);
+    let _flag = machine.enable(&bitmap);
     for _ in 0..5 {
-        assert_eq!(machine.run(), machine.userfault(0));
+        expect_eq!(machine.run(), machine.userfault(Page(0)));
     }
-    assert_eq!(machine.vcpus[0].stat(c"userfault_exits"), 5);
-    bitmap.clear(0);
-    assert_eq!(machine.run(), Exit::Sync(0, 0));
-    assert_eq!(machine.vcpus[0].stat(c"userfault_exits"), 5);
+    expect_eq!(machine.vcpus[0].stat(c"userfault_exits"), 5);
+    bitmap.clear(Page(0));
+    expect_eq!(machine.run(), Exit::Sync(0, 0));
+    expect_eq!(machine.vcpus[0].stat(c"userfault_exits"), 5);
+}
+
+/// The trace event of an exit says which page was touched by which instruction of the guest, once
+/// for each exit.
+fn exits_are_traced() {
+    let mut machine = Machine::new(Backing::Anonymous, 4);
+    let bitmap = Bitmap::marked(4);
+    let _flag = machine.enable(&bitmap);
+    let trace = Trace::new("kvm/kvm_userfault");
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    expect_eq!(machine.run(), machine.userfault(Page(0)), "again");
+    bitmap.clear(Page(0));
+    machine.run();
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
+
+    let pages = [0, 0, 1].map(|page| machine.slot.gpa(Page(page)));
+    let lines = trace.lines();
+    expect_eq!(lines.len(), pages.len(), "{lines:?}");
+    for (line, gpa) in lines.iter().zip(pages) {
+        let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+        let field = |name| line.split(name).nth(1)?.split(',').next().and_then(hex);
+        expect_eq!(field("GPA: ").map(Gpa), Some(gpa), "{line}");
+        let pc = field("PC: ").map(Gva);
+        assert!(
+            pc.is_some_and(guest::is_in_guest_code),
+            "not in guest code: {line}"
+        );
+    }
 }
 
 test_main! {
+    about: "Which accesses to marked pages exit, and what the exit says.",
     needs: needs_userfault,
     cases: [
         marked_page_exits,
+        exit_maps_nothing,
         store_exits,
         every_kind_of_access_exits,
+        sve_exits,
+        prefetch_does_not_exit,
         walk_of_stage_1_exits,
         each_page_has_its_own_bit,
         bitmap_may_be_anywhere,
         unreadable_bitmap_is_an_error,
+        bitmap_may_lose_its_memory,
         vcpus_share_a_page,
+        marks_are_cleared_by_words,
         exits_are_counted,
-    ]
+        exits_are_traced,
+    ],
 }

@@ -5,193 +5,296 @@
 //! A change of flags replaces the slot inside KVM. A failure means that the new one lost what it
 //! was bound to, so that a VMM which toggles userfault loses its guest.
 
-use libkvm::{
-    fixture::{
-        needs_userfault,
-        Machine, //
-    },
-    guest,
-    ktap::Finish,
-    test_main,
-    Backing,
-    Bitmap,
-    Errno,
-    Exit,
-    Region,
-    KVM_MEM_GUEST_MEMFD,
-    KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_USERFAULT, //
-};
+use libkvm::*;
 use std::{
     sync::atomic::{
         AtomicBool,
+        AtomicUsize,
         Ordering, //
     },
     thread, //
 };
 
 const PAGES: usize = 16;
-const SET: u32 = KVM_MEM_GUEST_MEMFD | KVM_MEM_USERFAULT;
-const CLEAR: u32 = KVM_MEM_GUEST_MEMFD;
 
 fn machine() -> Machine {
     let machine = Machine::new(Backing::GuestMemfd, PAGES);
-    machine.fill();
+    machine.slot.fill();
     machine
 }
 
+/// Returns a machine whose slot has `count` pages from page `first` of its guest_memfd on, with
+/// each page's number in the slot.
+fn machine_at(first: usize, count: usize, vcpus: usize, entry: guest::Entry) -> Machine {
+    let (mut vm, vcpus) = Vm::new(count, vcpus, entry);
+    let area = vm.guest_memfd(first + count, first);
+    let slot = Slot::of_area(&mut vm, &area, SLOT, GPA);
+    slot.fill();
+    Machine::of_slot((vm, vcpus), slot)
+}
+
 /// Marked pages exit and others do not, before and after the flag is set, cleared and set again,
-/// and the memory is always the same.
+/// and the memory is always the same, wherever in its file the slot begins and ends.
 fn toggle_keeps_the_memory() {
-    let mut machine = machine();
-    let bitmap = Bitmap::new(PAGES);
-    machine.read_all();
-    for round in 0..3 {
-        bitmap.mark(5);
-        assert_eq!(machine.slot.set_flags(SET, Some(&bitmap)), Ok(()));
-        machine.read(0..5);
-        assert_eq!(machine.run(), machine.userfault(5), "round {round}");
-        bitmap.clear(5);
-        machine.read(5..PAGES);
-        assert_eq!(machine.slot.set_flags(CLEAR, None), Ok(()));
+    for (first, count) in [(0, PAGES), (1, 16), (3, 70), (64, 64), (100, 37), (511, 5)] {
+        let mut machine = machine_at(first, count, 1, guest::read_pages);
+        let bitmap = Bitmap::new(count);
         machine.read_all();
+        for marked in [0, 3, count - 1] {
+            bitmap.mark(Page(marked));
+            let flag = machine.enable(&bitmap);
+            machine.read(0..marked);
+            expect_eq!(
+                machine.run(),
+                machine.userfault(Page(marked)),
+                "from page {first} on"
+            );
+            bitmap.clear(Page(marked));
+            machine.read(marked..count);
+            flag.disable();
+            machine.read_all();
+        }
     }
 }
 
-/// A hole that is punched after a toggle is a hole for the guest too.
+/// A hole that is punched after a toggle is a hole for the guest too, at the first page of the
+/// slot, at the last and between, and at no other.
 fn toggle_keeps_the_binding() {
-    let mut machine = machine();
-    let bitmap = Bitmap::new(PAGES);
-    machine.read_all();
-    assert_eq!(machine.slot.set_flags(SET, Some(&bitmap)), Ok(()));
-    machine.read_all();
-    machine.slot.discard(3);
-    machine.read(0..3);
-    assert_eq!(machine.run(), Exit::Sync(3, 0), "page 3 is still there");
-    machine.read(4..PAGES);
+    for (first, count) in [(0, PAGES), (3, 70), (100, 37)] {
+        let mut machine = machine_at(first, count, 1, guest::read_pages);
+        let bitmap = Bitmap::new(count);
+        machine.read_all();
+        for hole in [0, 5, count - 1].map(Page) {
+            let hole_is_seen = |machine: &mut Machine, what| {
+                machine.slot.discard(hole);
+                machine.read(0..hole.0);
+                expect_eq!(
+                    machine.run(),
+                    Exit::Sync(hole.into(), 0),
+                    "{what}, at {first}"
+                );
+                machine.read(hole.0 + 1..count);
+                machine.slot.write(hole, 0, hole.into());
+                machine.read_all();
+            };
+            let flag = machine.enable(&bitmap);
+            hole_is_seen(&mut machine, "set");
+            flag.disable();
+            hole_is_seen(&mut machine, "clear");
+        }
+    }
+}
 
-    assert_eq!(machine.slot.set_flags(CLEAR, None), Ok(()));
-    machine.slot.discard(4);
-    machine.read(0..3);
-    assert_eq!(machine.run(), Exit::Sync(3, 0));
-    assert_eq!(machine.run(), Exit::Sync(4, 0), "page 4 is still there");
+/// A slot may be created with the flag, and loses it.
+fn slot_is_created_with_the_flag() {
+    for (first, count) in [(0, PAGES), (3, 70)] {
+        let mut machine = machine_at(first, count, 1, guest::read_pages);
+        let bitmap = Bitmap::new(count).with(2..3);
+        let flag = machine.slot.recreate(&bitmap);
+        machine.read(0..2);
+        expect_eq!(machine.run(), machine.userfault(Page(2)));
+        bitmap.clear(Page(2));
+        machine.read(2..count);
+        flag.disable();
+        machine.slot.discard(Page(4));
+        machine.read(0..4);
+        expect_eq!(machine.run(), Exit::Sync(4, 0));
+    }
 }
 
 /// Everything but userfault stays as it is for a slot's life, and so do file and offset.
 fn nothing_else_changes() {
+    const LOG: u32 = KVM_MEM_LOG_DIRTY_PAGES;
     let mut machine = machine();
     let bitmap = Bitmap::new(PAGES);
-    let region = machine.slot.region();
-    let refused = |change: Region| {
-        assert_eq!(
-            machine.vm.set_region(&change),
-            Err(Errno::EINVAL),
-            "{change:x?}"
-        );
-    };
-    let set = Region {
-        flags: SET,
-        userfault_bitmap: bitmap.address(),
-        ..region
-    };
-    let moved = region.guest_phys_addr + (1 << 30);
+    let elsewhere = Gpa(3 << 30);
+    let slot = machine.slot.clone();
+    let region = || slot.region();
+    let enabled = || region().toggled(KVM_MEM_USERFAULT).bitmap(&bitmap);
+    let page = Bytes::of_pages(1);
 
-    refused(region);
-    refused(Region {
-        guest_phys_addr: moved,
-        ..region
-    });
-    refused(Region {
-        flags: SET | KVM_MEM_LOG_DIRTY_PAGES,
-        ..set
-    });
-    refused(Region {
-        flags: KVM_MEM_USERFAULT,
-        ..set
-    });
-    refused(Region {
-        guest_phys_addr: moved,
-        ..set
-    });
-    refused(Region {
-        guest_memfd_offset: 1 << 16,
-        ..set
-    });
-    let no_file = Region {
-        guest_memfd: u32::MAX,
-        ..set
-    };
-    assert_eq!(machine.vm.set_region(&no_file), Err(Errno::EBADF));
-
-    assert_eq!(machine.slot.set_region(&set), Ok(()));
-    let refused = machine.vm.set_region(&Region {
-        guest_phys_addr: moved,
-        ..set
-    });
-    assert_eq!(refused, Err(Errno::EINVAL), "moved while the flag is set");
+    for (what, change, error) in [
+        ("nothing", region(), Errno::EINVAL),
+        ("its place", region().at(elsewhere), Errno::EINVAL),
+        (
+            "its place and the flag",
+            enabled().at(elsewhere),
+            Errno::EINVAL,
+        ),
+        (
+            "the log and the flag",
+            enabled().toggled(LOG),
+            Errno::EINVAL,
+        ),
+        (
+            "having a file",
+            enabled().toggled(KVM_MEM_GUEST_MEMFD),
+            Errno::EINVAL,
+        ),
+        (
+            "its offset",
+            enabled().guest_memfd_offset(page),
+            Errno::EINVAL,
+        ),
+        ("its file", enabled().no_guest_memfd(), Errno::EBADF),
+    ] {
+        expect_eq!(change.set(), Err(error), "changed {what}");
+    }
+    let flag = machine.enable(&bitmap);
+    let moved = slot.region().at(elsewhere).set();
+    expect_eq!(moved, Err(Errno::EINVAL), "moved while the flag is set");
+    machine.read_all();
+    flag.disable();
     machine.read_all();
 }
 
-/// Toggling and punching holes while vCPUs run: none sees anything but userfaults and zeroes.
+/// Toggling and punching holes while vCPUs run: none sees anything but userfaults and zeroes, and
+/// what is punched away while the flag changes is away. Slots neither begin where their file does
+/// nor have a size that is a power of two, and another one has the file's other pages.
 fn toggle_under_vcpus() {
-    let mut machine = Machine::with_guest(Backing::GuestMemfd, PAGES, 2, guest::hunt_zero);
-    machine.fill();
-    let bitmap = Bitmap::new(PAGES);
-    bitmap.mark(0);
-
+    let (first, count) = (3, 70);
+    let mut machine = machine_at(first, count, 2, guest::hunt_zero);
+    let bitmap = Bitmap::new(count).with(0..1);
+    machine.slot.write(Page(0), 0, 1);
+    let userfault = machine.userfault(Page(0));
+    let (exits, holes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let on_exit = |exit| match exit {
+        exit if exit == userfault => {
+            exits.fetch_add(1, Ordering::Relaxed);
+            thread::yield_now();
+        }
+        Exit::Sync(page, 0) if page != 0 => {
+            holes.fetch_add(1, Ordering::Relaxed);
+        }
+        other => panic!("unexpected exit: {other:x?}"),
+    };
     let finished = AtomicBool::new(false);
-    let (slot, ended, bitmap) = (&machine.slot, &finished, &bitmap);
+    let slot = machine.slot.clone();
     thread::scope(|scope| {
-        for vcpu in &mut machine.vcpus {
-            scope.spawn(move || {
-                while !ended.load(Ordering::Relaxed) {
-                    match vcpu.run() {
-                        Exit::Userfault { .. } => thread::yield_now(),
-                        // Pages that are not marked may be punched away, and page 0 holds a 0.
-                        Exit::Sync(_, 0) => {}
-                        other => panic!("unexpected exit: {other:x?}"),
-                    }
-                }
-            });
-        }
-        let _finish = Finish(&finished);
-        for round in 0..200 {
-            assert_eq!(slot.set_flags(SET, Some(bitmap)), Ok(()));
-            slot.discard(1 + round % (PAGES - 1));
-            assert_eq!(slot.set_flags(CLEAR, None), Ok(()));
-        }
+        // The holes are another thread's, at any moment of the toggle.
+        scope.spawn(|| {
+            let mut round = 0;
+            while !finished.load(Ordering::Relaxed) {
+                let page = Page(1 + round % (count - 1));
+                slot.discard(page);
+                slot.write(page, 0, 1);
+                round += 7;
+            }
+        });
+        machine.run_while(on_exit, |slot| {
+            let mut rounds = 0;
+            while rounds < 300 || exits.load(Ordering::Relaxed) < 20 {
+                rounds += 1;
+                slot.enable(&bitmap).disable();
+            }
+        });
+        finished.store(true, Ordering::Relaxed);
     });
+    assert!(holes.into_inner() > 0, "no vCPU saw a hole");
 }
 
-/// A file that is closed takes the memory away from the guest, toggled or not, and nothing else
-/// breaks.
+/// What is punched out while the flag is being changed is not mapped afterwards.
+fn hole_at_the_moment_of_a_toggle() {
+    let (first, count) = (100, 37);
+    let mut machine = machine_at(first, count, 1, guest::read_pages);
+    let bitmap = Bitmap::new(count);
+    for round in 0..100 {
+        let hole = Page(round % count);
+        machine.read_all();
+        let set = machine.slot.clone();
+        let started = AtomicBool::new(false);
+        let flag = thread::scope(|scope| {
+            scope.spawn(|| {
+                started.store(true, Ordering::Relaxed);
+                machine.slot.discard(hole);
+            });
+            while !started.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            set.enable(&bitmap)
+        });
+        if round % 2 == 0 {
+            flag.disable();
+            machine.read(0..hole.0);
+            expect_eq!(machine.run(), Exit::Sync(hole.into(), 0), "round {round}");
+        } else {
+            machine.read(0..hole.0);
+            expect_eq!(machine.run(), Exit::Sync(hole.into(), 0), "round {round}");
+            flag.disable();
+        }
+        machine.read(hole.0 + 1..count);
+        machine.slot.write(hole, 0, hole.into());
+    }
+}
+
+/// A VMM that has closed its file but has the memory mapped can clear the flag, but not set it:
+/// that would name the file.
+fn flag_is_cleared_when_the_file_is_closed() {
+    let mut machine = machine();
+    let bitmap = Bitmap::new(PAGES).with(3..4);
+    let flag = machine.enable(&bitmap);
+    machine.read(0..3);
+    expect_eq!(machine.run(), machine.userfault(Page(3)));
+    machine.slot.area().close_file();
+    flag.disable();
+    machine.read(3..PAGES);
+    let region = machine
+        .slot
+        .region()
+        .toggled(KVM_MEM_USERFAULT)
+        .bitmap(&bitmap);
+    expect_eq!(region.set(), Err(Errno::EBADF), "set");
+    machine.read_all();
+}
+
+/// A file that is closed, and mapped no more, takes the memory away from the guest, toggled or not,
+/// and nothing else breaks.
 fn file_may_be_closed() {
     for toggled in [false, true] {
         let mut machine = machine();
         let bitmap = Bitmap::new(PAGES);
         machine.read_all();
+        let region = || {
+            machine
+                .slot
+                .region()
+                .toggled(KVM_MEM_USERFAULT)
+                .bitmap(&bitmap)
+        };
         if toggled {
-            assert_eq!(machine.slot.set_flags(SET, Some(&bitmap)), Ok(()));
-            machine.read_all();
+            expect_eq!(region().set(), Ok(()));
         }
-        machine.slot.close_guest_memfd();
-        match machine.run() {
-            Exit::MemoryFault { flags: 0, .. } => {}
-            other => panic!("unexpected exit: {other:x?}"),
-        }
-        let flags = if toggled { CLEAR } else { SET };
-        let toggle = machine.slot.set_flags(flags, Some(&bitmap));
-        assert_eq!(toggle, Err(Errno::EBADF), "toggled what is gone");
+        machine.slot.area().close_file();
+        machine.slot.area().replace(0..PAGES);
+        let exit = machine.run();
+        assert!(
+            matches!(exit, Exit::MemoryFault { flags: 0, .. }),
+            "{exit:x?}"
+        );
+        let region = machine
+            .slot
+            .region()
+            .toggled(KVM_MEM_USERFAULT)
+            .bitmap(&bitmap);
+        let set = region.set();
+        assert!(
+            toggled || set == Err(Errno::EBADF),
+            "set when the file is gone: {set:?}"
+        );
     }
 }
 
 test_main! {
+    about: "Userfault on slots that are bound to a guest_memfd.",
     needs: needs_userfault,
     cases: [
         toggle_keeps_the_memory,
         toggle_keeps_the_binding,
+        slot_is_created_with_the_flag,
         nothing_else_changes,
         toggle_under_vcpus,
+        hole_at_the_moment_of_a_toggle,
+        flag_is_cleared_when_the_file_is_closed,
         file_may_be_closed,
-    ]
+    ],
 }

@@ -5,213 +5,230 @@
 //! A failure means that a VMM which works with another kernel would not work with this one, or
 //! that a mistake of a VMM goes unnoticed.
 
-use libkvm::{
-    allow_tagged_pointers,
-    fixture::{
-        needs_userfault,
-        Machine,
-        GPA,
-        SLOT, //
-    },
-    guest,
-    host_page_size,
-    ktap,
-    test_main,
-    Area,
-    Backing,
-    BareVm,
-    Bitmap,
-    Errno,
-    Region,
-    Region1,
-    Vm,
-    KVM_CAP_USERFAULT,
-    KVM_MEMORY_EXIT_FLAG_USERFAULT,
-    KVM_MEM_USERFAULT, //
-};
-use std::mem::{
-    offset_of,
-    size_of, //
-};
+use libkvm::*;
+
+const PAGES: usize = 16;
+
+/// Where a slot is moved to.
+const ELSEWHERE: Gpa = Gpa(3 << 30);
+
+fn machine() -> Machine {
+    let machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.slot.fill();
+    machine
+}
 
 /// The numbers that VMMs are built with never change, and the capability says that they work.
 fn numbers_are_as_deployed() {
-    assert_eq!(KVM_MEM_USERFAULT, 1 << 3);
-    assert_eq!(KVM_MEMORY_EXIT_FLAG_USERFAULT, 1 << 4);
-    assert_eq!(size_of::<Region>(), 160);
-    assert_eq!(offset_of!(Region, userfault_bitmap), 48);
+    expect_eq!(KVM_MEM_USERFAULT, 1 << 3);
+    expect_eq!(KVM_MEMORY_EXIT_FLAG_USERFAULT, 1 << 4);
+    expect_eq!(Region::SIZE, 160);
+    expect_eq!(Region::OFFSET_OF_USERFAULT_BITMAP, 48);
 
-    let machine = Machine::new(Backing::Anonymous, 16);
-    assert_eq!(machine.vm.capability(KVM_CAP_USERFAULT), 1);
+    let machine = machine();
+    expect_eq!(system_capability(KVM_CAP_USERFAULT), 1);
+    expect_eq!(machine.vm.capability(KVM_CAP_USERFAULT), 1);
     let enabled = machine.vm.enable_capability(KVM_CAP_USERFAULT, 0);
-    assert_eq!(enabled, Err(Errno::EINVAL));
+    expect_eq!(enabled, Err(Errno::EINVAL));
 }
 
 /// The first version of the call has no place for a bitmap, so it refuses the flag.
 fn first_version_of_the_call_refuses_the_flag() {
-    let machine = Machine::new(Backing::Anonymous, 16);
-    let region = machine.slot.region();
-    let set = machine.vm.set_region1(&Region1 {
-        slot: region.slot,
-        flags: KVM_MEM_USERFAULT,
-        guest_phys_addr: region.guest_phys_addr,
-        memory_size: region.memory_size,
-        userspace_addr: region.userspace_addr,
-    });
-    assert_eq!(set, Err(Errno::EINVAL));
+    let machine = machine();
+    let set = machine.slot.region().flags(KVM_MEM_USERFAULT).set1();
+    expect_eq!(set, Err(Errno::EINVAL));
+}
+
+/// The first version of the call gives all flags anew, so it clears this one.
+fn first_version_of_the_call_clears_the_flag() {
+    let mut machine = machine();
+    let bitmap = Bitmap::marked(PAGES);
+    let _flag = machine.enable(&bitmap);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    expect_eq!(machine.slot.region().flags(0).set1(), Ok(()));
+    machine.read_all();
 }
 
 /// A bitmap that can never be one is refused, and the slot stays as it was.
 fn bad_bitmap_is_refused() {
-    let mut machine = Machine::new(Backing::Anonymous, 16);
-    let bitmap = Bitmap::marked(16);
-    machine.fill();
+    let mut machine = machine();
+    let bitmap = Bitmap::marked(PAGES);
 
     // Tagged pointers are refused even by a kernel that takes them elsewhere.
     if let Err(error) = allow_tagged_pointers() {
         ktap::diagnostic(&format!("no tagged pointers in this kernel: {error:?}"));
     }
     let bad = [
-        bitmap.address() | (1 << 56),
+        bitmap.address().0 | (1 << 56),
         u64::MAX - 1,
         u64::MAX,
         1 << 55,
         0xffff_0000_0000_0000,
     ];
-    for userfault_bitmap in bad {
-        let set = machine.slot.set_region(&Region {
-            flags: KVM_MEM_USERFAULT,
-            userfault_bitmap,
-            ..machine.slot.region()
-        });
-        assert_eq!(set, Err(Errno::EINVAL), "bitmap at {userfault_bitmap:#x}");
+    for address in bad.map(Hva) {
+        let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
+        expect_eq!(
+            region.bitmap_at(address).set(),
+            Err(Errno::EINVAL),
+            "{address:?}"
+        );
     }
     machine.read_all();
 }
 
-/// Describes a slot of its own memory that has the flag.
-fn userfault_region(memory: &Area, userfault_bitmap: u64) -> Region {
-    Region {
-        slot: SLOT,
-        flags: KVM_MEM_USERFAULT,
-        guest_phys_addr: GPA,
-        memory_size: memory.len() as u64,
-        userspace_addr: memory.address(),
-        userfault_bitmap,
-        ..Default::default()
-    }
+/// A bitmap may end where user space does, and not a byte behind.
+fn bitmap_ends_in_user_space() {
+    let machine = machine();
+    let set = |address| {
+        let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
+        region.bitmap_at(Hva(address)).set()
+    };
+    let clear = || machine.slot.region().flags(0).set();
+    // 16 pages have two bytes.
+    let ends_at = |bits: &u32| {
+        let accepted = set((1 << bits) - 2) == Ok(());
+        expect_eq!(clear(), Ok(()));
+        accepted
+    };
+    let bits = (36..56).rev().find(ends_at).expect("no bitmap is accepted");
+    expect_eq!(
+        set((1 << bits) - 1),
+        Err(Errno::EINVAL),
+        "a byte of it is behind {bits} bits"
+    );
+    expect_eq!(
+        set(1 << bits),
+        Err(Errno::EINVAL),
+        "all of it is behind {bits} bits"
+    );
+
+    // One more page takes a byte more.
+    let larger = Machine::new(Backing::Anonymous, PAGES + 1);
+    let region = larger.slot.region().flags(KVM_MEM_USERFAULT);
+    let set = region.bitmap_at(Hva((1 << bits) - 2)).set();
+    expect_eq!(
+        set,
+        Err(Errno::EINVAL),
+        "a byte for one page is behind {bits} bits"
+    );
+    let region = larger.slot.region().flags(KVM_MEM_USERFAULT);
+    expect_eq!(region.bitmap_at(Hva((1 << bits) - 3)).set(), Ok(()));
 }
 
 /// A bad bitmap is refused for a new slot too, and no slot is left behind.
 fn bad_bitmap_creates_no_slot() {
-    let (vm, _) = Vm::new(1, 16, guest::read_pages);
-    let memory = Area::new(16);
-    let region = userfault_region(&memory, u64::MAX);
-    assert_eq!(vm.set_region(&region), Err(Errno::EINVAL));
-    let gone = Region {
-        memory_size: 0,
-        ..region
-    };
-    assert_eq!(
-        vm.set_region(&gone),
-        Err(Errno::EINVAL),
-        "deleted what was not there"
-    );
+    let (vm, _vcpus) = Vm::new(PAGES, 1, guest::read_pages);
+    let slot = Slot::undeclared(&vm, &Area::new(Backing::Anonymous, PAGES), SLOT, GPA);
+    let region = slot.region().flags(KVM_MEM_USERFAULT);
+    expect_eq!(region.bitmap_at(Hva(u64::MAX)).set(), Err(Errno::EINVAL));
+    let deleted = slot.region().delete();
+    expect_eq!(deleted, Err(Errno::EINVAL), "deleted what was not there");
 }
 
 /// Without the flag the field is not looked at, nor is it when a slot is deleted.
 fn field_is_ignored_where_it_has_no_meaning() {
-    let mut machine = Machine::new(Backing::Anonymous, 16);
-    machine.fill();
-    let set = machine.slot.set_region(&Region {
-        userfault_bitmap: u64::MAX,
-        ..machine.slot.region()
-    });
-    assert_eq!(set, Ok(()));
+    let mut machine = machine();
+    let set = machine.slot.region().bitmap_at(Hva(u64::MAX)).set();
+    expect_eq!(set, Ok(()));
     machine.read_all();
 
-    let deleted = machine.vm.set_region(&Region {
-        flags: KVM_MEM_USERFAULT,
-        memory_size: 0,
-        userfault_bitmap: u64::MAX,
-        ..machine.slot.region()
-    });
-    assert_eq!(deleted, Ok(()));
-    assert_eq!(machine.vm.set_region(&machine.slot.region()), Ok(()));
+    let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
+    expect_eq!(region.bitmap_at(Hva(u64::MAX)).delete(), Ok(()));
+    expect_eq!(machine.slot.region().set(), Ok(()), "created again");
+    machine.read_all();
 }
 
 /// A slot keeps its bitmap while it has the flag: another one is refused, the same one is fine.
 fn bitmap_is_not_replaced_in_place() {
-    let mut machine = Machine::new(Backing::Anonymous, 16);
-    let (marked, clear) = (Bitmap::marked(16), Bitmap::new(16));
-    machine.fill();
-    machine.enable(&marked);
+    let mut machine = machine();
+    let (marked, clear) = (Bitmap::marked(PAGES), Bitmap::new(PAGES));
+    let flag = machine.enable(&marked);
 
-    let replaced = machine.slot.set_flags(KVM_MEM_USERFAULT, Some(&clear));
-    assert_eq!(replaced, Err(Errno::EINVAL));
-    machine.enable(&marked);
-    assert_eq!(machine.run(), machine.userfault(0));
+    let replaced = machine.slot.region().bitmap(&clear).set();
+    expect_eq!(replaced, Err(Errno::EINVAL));
+    expect_eq!(
+        machine.slot.region().bitmap(&marked).set(),
+        Ok(()),
+        "the same"
+    );
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
 
-    machine.disable();
-    machine.enable(&clear);
+    flag.disable();
+    let _flag = machine.enable(&clear);
     machine.read_all();
 }
 
-/// A slot moves with its flag and its bitmap; it cannot take another bitmap on the way.
-fn moved_slot_keeps_its_bitmap() {
-    let mut machine = Machine::new(Backing::Anonymous, 16);
-    let (bitmap, other) = (Bitmap::marked(16), Bitmap::new(16));
-    machine.fill();
-    machine.enable(&bitmap);
+/// A slot moves with its flag and its bitmap, and may get another bitmap on the way, as nothing of
+/// it stays mapped.
+fn moved_slot_may_bring_another_bitmap() {
+    let mut machine = machine();
+    let (first, second) = (Bitmap::marked(PAGES), Bitmap::marked(PAGES));
+    let _flag = machine.enable(&first);
+    machine.vm.map(Gva(ELSEWHERE.0), ELSEWHERE, PAGES);
+    machine.vcpus[0].set_args(Gva(ELSEWHERE.0), PAGES as u64, page_size() as u64);
 
-    let moved = Region {
-        guest_phys_addr: GPA + (16 * host_page_size()) as u64,
-        ..machine.slot.region()
-    };
-    let refused = machine.vm.set_region(&Region {
-        userfault_bitmap: other.address(),
-        ..moved
-    });
-    assert_eq!(refused, Err(Errno::EINVAL));
-    assert_eq!(machine.run(), machine.userfault(0));
-
-    assert_eq!(machine.vm.set_region(&moved), Ok(()));
-    assert_eq!(
-        machine.vm.set_region(&machine.slot.region()),
-        Ok(()),
-        "moved back"
-    );
-    assert_eq!(machine.run(), machine.userfault(0));
-    bitmap.clear(0);
+    expect_eq!(machine.slot.region().at(ELSEWHERE).set(), Ok(()));
+    expect_eq!(machine.run(), Exit::userfault(ELSEWHERE));
+    first.clear(Page(0));
     machine.read(0..1);
-    assert_eq!(machine.run(), machine.userfault(1));
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
+
+    // Back, with another bitmap, and to the other place with a third one and what it has mapped.
+    let back = machine.slot.region().at(GPA).bitmap(&second).set();
+    expect_eq!(back, Ok(()));
+    let third = Bitmap::new(PAGES).with(2..3);
+    let there = machine.slot.region().at(ELSEWHERE).bitmap(&third).set();
+    expect_eq!(there, Ok(()));
+    machine.read(1..2);
+    expect_eq!(machine.run(), machine.userfault(Page(2)));
+    first.clear(Page(2));
+    expect_eq!(
+        machine.run(),
+        machine.userfault(Page(2)),
+        "by the bitmap before"
+    );
+    third.clear(Page(2));
+    machine.read(2..PAGES);
+    expect_eq!(second.is_marked(Page(0)), true);
+}
+
+/// A bad bitmap is refused when a slot is moved, which stays where it was.
+fn bad_bitmap_moves_no_slot() {
+    let mut machine = machine();
+    let bitmap = Bitmap::marked(PAGES);
+    let _flag = machine.enable(&bitmap);
+    let moved = machine.slot.region().at(ELSEWHERE).bitmap_at(Hva(u64::MAX));
+    expect_eq!(moved.set(), Err(Errno::EINVAL));
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    bitmap.clear(Page(0));
+    machine.read(0..1);
 }
 
 /// A VM whose memory the host cannot take away does not get the flag.
 fn protected_vm_is_refused() {
-    let vm = match BareVm::protected() {
-        Ok(vm) => vm,
-        Err(error) => ktap::skip(format!("no protected VMs on this host: {error:?}")),
-    };
-    let memory = Area::new(16);
-    let bitmap = Bitmap::new(16);
-    let region = userfault_region(&memory, bitmap.address());
-    assert_eq!(vm.set_region(&region), Err(Errno::EPERM));
-    let plain = Region { flags: 0, ..region };
-    assert_eq!(vm.set_region(&plain), Ok(()));
-    assert_eq!(vm.set_region(&region), Err(Errno::EPERM), "set later");
+    let vm = Vm::protected();
+    let slot = Slot::undeclared(&vm, &Area::new(Backing::Anonymous, PAGES), SLOT, GPA);
+    let bitmap = Bitmap::new(PAGES);
+    let with_flag = || slot.region().flags(KVM_MEM_USERFAULT).bitmap(&bitmap);
+    expect_eq!(with_flag().set(), Err(Errno::EPERM));
+    expect_eq!(slot.region().flags(0).set(), Ok(()));
+    expect_eq!(with_flag().set(), Err(Errno::EPERM), "set later");
 }
 
 test_main! {
+    about: "The interface of userfault: numbers, capability, and what the calls refuse.",
     needs: needs_userfault,
     cases: [
         numbers_are_as_deployed,
         first_version_of_the_call_refuses_the_flag,
+        first_version_of_the_call_clears_the_flag,
         bad_bitmap_is_refused,
+        bitmap_ends_in_user_space,
         bad_bitmap_creates_no_slot,
         field_is_ignored_where_it_has_no_meaning,
         bitmap_is_not_replaced_in_place,
-        moved_slot_keeps_its_bitmap,
+        moved_slot_may_bring_another_bitmap,
+        bad_bitmap_moves_no_slot,
         protected_vm_is_refused,
-    ]
+    ],
 }

@@ -1,173 +1,304 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What stage 2 maps while the flag is set, and what setting and clearing it does to mappings.
+//! What stage 2 maps while the flag is set: pages, and blocks where none of their pages is marked
+//! and the kernel has the helper.
 //!
-//! A failure means that a marked page is within reach of the guest, or that clearing the flag
-//! costs what nobody asked for.
+//! A failure means that a marked page is within reach of the guest, or that memory which is all
+//! there is slower than it has to be.
 
-use libkvm::{
-    fixture::{
-        need_block,
-        need_mappings,
-        needs_userfault,
-        Machine, //
-    },
-    test_main,
-    Backing,
-    Bitmap,
-    Mapping, //
-};
+use libkvm::*;
 
-/// While the flag is set, memory that could be mapped by a block is mapped by pages, so that a
-/// marked page in the block stays out.
+/// Whatever the memory is made of, each page of a huge page exits or not by its own bit.
+fn check_marks_in_huge_page(backing: Backing) {
+    let mut machine = Machine::with_huge_pages(backing, 1);
+    let count = machine.slot.pages();
+    for marked in [0, 1, count / 2, count - 1] {
+        let bitmap = Bitmap::new(count).with(marked..marked + 1);
+        let _flag = machine.slot.recreate(&bitmap);
+        machine.read(0..marked);
+        expect_eq!(
+            machine.run(),
+            machine.userfault(Page(marked)),
+            "{marked} of {count}"
+        );
+        bitmap.clear(Page(marked));
+        machine.read(marked..count);
+    }
+}
+
+fn marks_in_anonymous_thp() {
+    check_marks_in_huge_page(Backing::AnonymousThp);
+}
+
+fn marks_in_shmem_thp() {
+    check_marks_in_huge_page(Backing::ShmemThp);
+}
+
+fn marks_in_anonymous_hugetlb() {
+    check_marks_in_huge_page(Backing::AnonymousHugetlb);
+}
+
+fn marks_in_shared_hugetlb() {
+    check_marks_in_huge_page(Backing::SharedHugetlb);
+}
+
+/// Returns all pages of a machine's slot.
+fn all(machine: &Machine) -> Vec<Page> {
+    pages(0..machine.slot.pages()).collect()
+}
+
+/// A huge page with a mark is mapped by pages, and the marked one is not.
 fn block_never_covers_a_marked_page() {
-    let mut machine = Machine::with_block();
-    let marked = machine.slot.pages() - 1;
-    let bitmap = Bitmap::new(machine.slot.pages());
-    bitmap.mark(marked);
-    machine.enable(&bitmap);
-
-    machine.read(0..marked);
-    for mapping in machine.mappings().iter().flatten() {
-        assert!(!mapping.is_block(), "a block: {mapping:x?}");
-        let end = machine.slot.gpa(marked);
-        assert!(mapping.range.end <= end, "the marked page: {mapping:x?}");
-    }
-    assert_eq!(machine.run(), machine.userfault(marked));
-}
-
-/// When the call that sets the flag returns, what was mapped before is gone, blocks included.
-fn enable_takes_mappings_away() {
-    let mut machine = Machine::with_block();
-    let marked = 3;
-    let bitmap = Bitmap::new(machine.slot.pages());
-    bitmap.mark(marked);
-
-    machine.read_all();
-    if machine.mappings().is_some() {
-        need_block(machine.mappings());
-    }
-    machine.enable(&bitmap);
-    let marked_gpa = machine.slot.gpa(marked);
-    for mapping in machine.mappings().iter().flatten() {
-        let covers = mapping.range.contains(&marked_gpa);
-        assert!(!covers, "still there: {mapping:x?}");
-    }
-    machine.read(0..marked);
-    assert_eq!(machine.run(), machine.userfault(marked));
-}
-
-/// When the call that clears the flag returns, every mapping is still there.
-fn disable_keeps_mappings() {
-    let mut machine = Machine::with_block();
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
     let last = machine.slot.pages() - 1;
-    let bitmap = Bitmap::new(machine.slot.pages());
-    bitmap.mark(last);
-    machine.enable(&bitmap);
+    let bitmap = Bitmap::new(last + 1).with(last..last + 1);
+    let _flag = machine.slot.recreate(&bitmap);
+
     machine.read(0..last);
-    let before = need_mappings(machine.mappings());
-
-    machine.disable();
-    assert_eq!(machine.mappings(), Some(before));
+    expect_eq!(machine.slot.in_blocks(), []);
+    expect_eq!(machine.slot.mapped(), pages(0..last).collect::<Vec<_>>());
+    expect_eq!(machine.run(), machine.userfault(Page(last)));
 }
 
-/// Has all pages read, and returns how many exits that took, those to the kernel included.
-fn exits_to_read_all(machine: &mut Machine) -> u64 {
-    let before = machine.vcpus[0].stat(c"exits");
+/// Memory of which nothing is marked is mapped by blocks, as it is without the flag.
+fn check_blocks_of_clear_memory(backing: Backing) {
+    let mut machine = Machine::with_huge_pages(backing, 2);
+    let all = all(&machine);
     machine.read_all();
-    machine.vcpus[0].stat(c"exits") - before
+    expect_eq!(machine.slot.in_blocks(), all, "without the flag");
+
+    let bitmap = Bitmap::new(all.len());
+    let _flag = machine.slot.recreate(&bitmap);
+    machine.read_all();
+    expect_eq!(machine.slot.in_blocks(), all);
 }
 
-/// The same, seen by the guest: no page has to be mapped again, which would take an exit more.
-fn disable_costs_no_faults() {
-    let pages = 64;
-    let mut machine = Machine::new(Backing::Anonymous, pages);
-    let bitmap = Bitmap::new(pages);
-    machine.fill();
-    machine.enable(&bitmap);
-    machine.read_all();
+fn blocks_of_anonymous_thp() {
+    check_blocks_of_clear_memory(Backing::AnonymousThp);
+}
 
-    let before = exits_to_read_all(&mut machine);
-    machine.disable();
-    let after = exits_to_read_all(&mut machine);
-    // The host's interrupts make some.
-    let limit = before + pages as u64 / 2;
-    assert!(after < limit, "{after} exits, {before} before");
+fn blocks_of_shmem_thp() {
+    check_blocks_of_clear_memory(Backing::ShmemThp);
+}
+
+fn blocks_of_anonymous_hugetlb() {
+    check_blocks_of_clear_memory(Backing::AnonymousHugetlb);
+}
+
+fn blocks_of_shared_hugetlb() {
+    check_blocks_of_clear_memory(Backing::SharedHugetlb);
+}
+
+/// Without the helper all of it is mapped by pages, marked or not.
+fn clear_memory_has_pages() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    let bitmap = Bitmap::new(machine.slot.pages());
+    let _flag = machine.slot.recreate(&bitmap);
+    machine.read_all();
+    expect_eq!(machine.slot.in_blocks(), []);
+    expect_eq!(machine.slot.mapped(), all(&machine));
+}
+
+/// A mark keeps out the block that it is in, wherever it is there and its bit is in memory, and no
+/// other. When it is cleared, the block is mapped.
+fn mark_keeps_its_own_block_out() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 2);
+    let all = all(&machine);
+    let size = all.len() / 2;
+    let area = Area::new(Backing::Anonymous, all.len().div_ceil(8 * page_size()) + 1);
+
+    for (offset, marked) in [
+        (0, size),
+        (1, size + 1),
+        (2, size + 63),
+        (7, size + size / 2),
+        (8, 2 * size - 1),
+        (9, size + 8),
+    ] {
+        let bitmap = Bitmap::within(&area, offset, all.len());
+        bitmap.mark(Page(marked));
+        let _flag = machine.slot.recreate(&bitmap);
+        machine.read(0..marked);
+        expect_eq!(machine.run(), machine.userfault(Page(marked)));
+        expect_eq!(machine.slot.in_blocks(), all[..size], "{marked} marked");
+
+        bitmap.clear(Page(marked));
+        machine.read(marked..all.len());
+        expect_eq!(machine.slot.in_blocks(), all, "{marked} marked before");
+    }
+}
+
+/// Blocks are where the guest's memory has them, whatever the slot begins with: the bits of a
+/// block may begin within a byte, and a mark next to the block does not keep it out.
+fn slot_that_begins_within_a_block() {
+    let size = Backing::AnonymousThp.need_huge_pages(2);
+    let (probe, skipped) = (size + 5, 3);
+    let in_block: Vec<Page> = pages(size - skipped..2 * size - skipped).collect();
+    for (marked, is_block) in [
+        (size - 1, true),
+        (size, false),
+        (size + 3, false),
+        (2 * size - 1, false),
+    ] {
+        let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 2);
+        let part = machine.slot.region().part(skipped..2 * size);
+        let bitmap = Bitmap::new(2 * size - skipped);
+        bitmap.mark(Page(marked - skipped));
+        expect_eq!(machine.slot.region().delete(), Ok(()));
+        let region = part.flags(KVM_MEM_USERFAULT).bitmap(&bitmap);
+        expect_eq!(region.set(), Ok(()));
+
+        let probed = Page(probe - skipped);
+        let address = Gva(machine.slot.gpa(probed).0);
+        machine.vcpus[0].set_args(address, 1, page_size() as u64);
+        expect_eq!(machine.run(), Exit::Sync(0, probe as u64));
+        let expected = if is_block {
+            in_block.clone()
+        } else {
+            vec![probed]
+        };
+        expect_eq!(machine.slot.mapped(), expected, "{marked} marked");
+    }
+}
+
+/// A slot whose dirty pages are logged is mapped by pages all the same.
+fn logged_slot_has_pages() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    let bitmap = Bitmap::new(machine.slot.pages());
+    let _flag = machine.slot.recreate(&bitmap);
+    machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES);
+
+    machine.read_all();
+    expect_eq!(machine.slot.in_blocks(), []);
+    expect_eq!(machine.slot.mapped(), all(&machine));
+}
+
+/// A block whose marks cannot all be read is not mapped, but its pages are whose marks can.
+fn unreadable_marks_keep_a_block_out() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    let area = Area::new(Backing::Anonymous, 1);
+    let readable = 4;
+    let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
+    let region = region.bitmap_at(area.at(area.len() - readable));
+    expect_eq!(machine.slot.region().delete(), Ok(()));
+    expect_eq!(region.set(), Ok(()));
+
+    machine.read(0..readable * 8);
+    expect_eq!(machine.slot.in_blocks(), []);
+    expect_eq!(machine.run(), Exit::Error(Errno::EFAULT));
+}
+
+/// A permission fault that finds a block with a mark in it makes it pages, or at least the one that
+/// it is about, and does so for more blocks than a vCPU has tables in stock.
+fn permission_faults_split_blocks() {
+    const BLOCKS: usize = 48;
+    let backing = Backing::AnonymousThp;
+    let size = backing.need_huge_pages(BLOCKS);
+    if Bytes::of_pages(size * BLOCKS) > Bytes(256 << 20) {
+        ktap::skip("huge pages are too large for that many");
+    }
+    let mut machine = Machine::with_huge_pages_and_guest(backing, BLOCKS, 1, guest::write_pages);
+    let stride = Bytes::of_pages(size).0;
+    machine.vcpus[0].set_args(Gva(GPA.0), BLOCKS as u64, stride);
+    let bitmap = Bitmap::new(size * BLOCKS);
+    let flag = machine.slot.recreate(&bitmap);
+    let write_all = |machine: &mut Machine| {
+        for block in pages(0..BLOCKS) {
+            expect_eq!(machine.run(), Exit::numbered(block), "block {}", block.0);
+        }
+    };
+    // Blocks come without the flag where the kernel has no helper.
+    flag.disable();
+    write_all(&mut machine);
+    expect_eq!(machine.slot.in_blocks(), all(&machine));
+
+    // The log takes the permission to write away from whatever is mapped.
+    machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES);
+    machine.slot.set_flags(0);
+    for mapping in machine.slot.mappings() {
+        assert!(!mapping.is_writable, "{mapping:x?}");
+    }
+    let flag = machine.enable(&bitmap);
+    (0..BLOCKS).for_each(|block| bitmap.mark(Page(block * size + 1)));
+    write_all(&mut machine);
+    let mapped = machine.slot.mapped();
+    for block in 0..BLOCKS {
+        assert!(
+            mapped.contains(&Page(block * size)),
+            "block {block} is not mapped"
+        );
+        let covered = mapped.contains(&Page(block * size + 1));
+        assert!(!covered, "block {block} has its marked page");
+    }
+    flag.disable();
 }
 
 /// Once the flag is clear, faults are sized as in any other slot.
 fn faults_after_a_disable_map_blocks() {
-    let mut machine = Machine::with_block();
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    let bitmap = Bitmap::new(machine.slot.pages()).with(0..1);
+    machine.slot.recreate(&bitmap).disable();
     machine.read_all();
-    let blocks = need_block(machine.mappings());
-
-    // The mark takes the block away.
-    let bitmap = Bitmap::new(machine.slot.pages());
-    bitmap.mark(0);
-    machine.enable(&bitmap);
-    assert_ne!(machine.mappings(), Some(blocks.clone()));
-    machine.disable();
-    machine.read_all();
-    assert_eq!(machine.mappings(), Some(blocks));
+    expect_eq!(machine.slot.in_blocks(), all(&machine));
 }
 
 /// Deleting the slot and creating it again, after a disable, gets blocks back.
 fn recreated_slot_has_blocks() {
-    let mut machine = Machine::with_block();
-    machine.read_all();
-    let blocks = need_block(machine.mappings());
-
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
     let last = machine.slot.pages() - 1;
-    let bitmap = Bitmap::new(machine.slot.pages());
-    bitmap.mark(last);
-    machine.enable(&bitmap);
+    let bitmap = Bitmap::new(last + 1).with(last..last + 1);
+    let flag = machine.slot.recreate(&bitmap);
     machine.read(0..last);
-    assert_eq!(machine.run(), machine.userfault(last));
-    machine.disable();
-    assert_ne!(machine.mappings(), Some(blocks.clone()));
-    let region = machine.slot.region();
-    assert_eq!(machine.vm.recreate(&machine.slot, region), Ok(()));
-    assert_eq!(machine.mappings(), Some(vec![]));
+    flag.disable();
+    expect_eq!(machine.slot.in_blocks(), []);
+
+    expect_eq!(machine.slot.region().delete(), Ok(()));
+    expect_eq!(machine.slot.region().set(), Ok(()));
+    expect_eq!(machine.slot.mapped(), []);
     machine.read(last..last + 1);
     machine.read_all();
-    assert_eq!(machine.mappings(), Some(blocks));
+    expect_eq!(machine.slot.in_blocks(), all(&machine));
 }
 
-/// Whatever the memory is made of, marked pages exit and others are mapped by pages.
-fn every_backing_is_mapped_by_pages() {
-    for backing in Backing::available() {
-        let pages = backing.pages_per_page().max(16);
-        let mut machine = Machine::new(backing, pages);
-        machine.fill();
-        machine.read_all();
-
-        let bitmap = Bitmap::new(pages);
-        bitmap.mark(pages - 1);
-        machine.enable(&bitmap);
-        machine.read(0..pages - 1);
-        let mappings = machine.mappings();
-        let blocks = mappings
-            .iter()
-            .flatten()
-            .filter(|mapping| mapping.is_block());
-        assert_eq!(
-            blocks.collect::<Vec<&Mapping>>(),
-            [] as [&Mapping; 0],
-            "{backing:?}"
-        );
-        assert_eq!(machine.run(), machine.userfault(pages - 1), "{backing:?}");
+/// A slot whose memory is several mappings, of different kinds.
+fn slot_of_several_mappings() {
+    const PAGES: usize = 16;
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.slot.area().replace(3..4);
+    machine.slot.area().replace(8..9);
+    machine.slot.fill();
+    let bitmap = Bitmap::new(PAGES).with(2..5).with(8..9);
+    let _flag = machine.enable(&bitmap);
+    for page in pages(0..PAGES) {
+        if bitmap.is_marked(page) {
+            expect_eq!(machine.run(), machine.userfault(page));
+            bitmap.clear(page);
+        }
+        machine.read(page.0..page.0 + 1);
     }
 }
 
 test_main! {
+    about: "What stage 2 maps while the flag of userfault is set.",
     needs: needs_userfault,
     cases: [
+        marks_in_anonymous_thp,
+        marks_in_shmem_thp,
+        marks_in_anonymous_hugetlb,
+        marks_in_shared_hugetlb,
         block_never_covers_a_marked_page,
-        enable_takes_mappings_away,
-        disable_keeps_mappings,
-        disable_costs_no_faults,
+        blocks_of_anonymous_thp: needs_helper,
+        blocks_of_shmem_thp: needs_helper,
+        blocks_of_anonymous_hugetlb: needs_helper,
+        blocks_of_shared_hugetlb: needs_helper,
+        clear_memory_has_pages: needs_no_helper,
+        mark_keeps_its_own_block_out: needs_helper,
+        slot_that_begins_within_a_block: needs_helper,
+        logged_slot_has_pages,
+        unreadable_marks_keep_a_block_out,
+        permission_faults_split_blocks: needs_helper,
         faults_after_a_disable_map_blocks,
         recreated_slot_has_blocks,
-        every_backing_is_mapped_by_pages,
-    ]
+        slot_of_several_mappings,
+    ],
 }

@@ -1,35 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Userfault on memory that is not just a stretch of private pages.
+//! Userfault on memory that is not just a stretch of private pages, and on memory with which the
+//! host does something meanwhile.
 //!
 //! A failure means that userfault works for the memory that is easy and not for what VMMs have.
 
-use libkvm::{
-    fixture::{
-        need_block,
-        needs_userfault,
-        Machine,
-        GPA,
-        SLOT, //
-    },
-    guest,
-    host_page_size,
-    ktap::{
-        self,
-        Finish, //
-    },
-    test_main,
-    Backing,
-    Bitmap,
-    Errno,
-    Exit,
-    Region,
-    Uffd,
-    Vm,
-    KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY,
-    KVM_MEM_USERFAULT, //
-};
+use libkvm::*;
 use std::{
     fs,
     sync::atomic::{
@@ -38,128 +14,250 @@ use std::{
         Ordering, //
     },
     thread,
-    time::Duration, //
+    time::{
+        Duration,
+        Instant, //
+    },
 };
 
 const PAGES: usize = 16;
 
-/// A read-only slot keeps the flag and loses it as any other slot does.
+/// Loads from a read-only slot exit as from any other. Stores are for the VMM, as ever, which gets
+/// them with their address, whether the page is marked or not.
 fn read_only_slot() {
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
-    machine.fill();
+    machine.slot.fill();
     let bitmap = Bitmap::marked(PAGES);
-    let read_only = Region {
-        flags: KVM_MEM_READONLY | KVM_MEM_USERFAULT,
-        userfault_bitmap: bitmap.address(),
-        ..machine.slot.region()
-    };
-    assert_eq!(machine.vm.recreate(&machine.slot, read_only), Ok(()));
-    assert_eq!(machine.run(), machine.userfault(0));
-    bitmap.clear(0);
+    expect_eq!(machine.slot.region().delete(), Ok(()));
+    let flag = machine.slot.enable_with(&bitmap, KVM_MEM_READONLY);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    bitmap.clear(Page(0));
     machine.read(0..1);
-    assert_eq!(machine.run(), machine.userfault(1));
-    assert_eq!(machine.slot.set_flags(KVM_MEM_READONLY, None), Ok(()));
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
+    flag.disable();
     machine.read(1..PAGES);
 }
 
-/// A slot whose memory is several mappings, of different kinds.
-fn slot_of_several_mappings() {
-    let mut machine = Machine::new(Backing::Anonymous, PAGES);
-    machine.slot.replace_page(3);
-    machine.slot.replace_page(8);
-    machine.fill();
-    let bitmap = Bitmap::new(PAGES);
-    for page in [2, 3, 4, 8] {
-        bitmap.mark(page);
-    }
-    machine.enable(&bitmap);
-    for page in 0..PAGES {
-        if bitmap.is_marked(page) {
-            assert_eq!(machine.run(), machine.userfault(page));
-            bitmap.clear(page);
-        }
-        machine.read(page..page + 1);
-    }
-}
-
-/// Several slots, each with a bitmap of its own or without one.
-fn several_slots() {
-    let (mut vm, mut vcpus) = Vm::new(1, 3 * PAGES, guest::read_pages);
-    let len = (PAGES * host_page_size()) as u64;
-    let slots = [0, 1, 2].map(|n| {
-        let slot = vm.add_slot(Backing::Anonymous, SLOT + n as u32, GPA + n * len, PAGES);
-        for page in 0..PAGES {
-            slot.write(page, 0, n);
-        }
-        slot
-    });
-    vcpus[0].set_args([GPA, 3 * PAGES as u64, host_page_size() as u64]);
-    let bitmaps = [Bitmap::new(PAGES), Bitmap::new(PAGES)];
-    bitmaps[0].mark(PAGES - 1);
-    bitmaps[1].mark(0);
-    assert_eq!(
-        slots[0].set_flags(KVM_MEM_USERFAULT, Some(&bitmaps[0])),
-        Ok(())
-    );
-    assert_eq!(
-        slots[2].set_flags(KVM_MEM_USERFAULT, Some(&bitmaps[1])),
-        Ok(())
-    );
-
-    let size = host_page_size() as u64;
-    for page in 0..3 * PAGES {
-        let slot = page / PAGES;
-        if page == PAGES - 1 || page == 2 * PAGES {
-            let gpa = GPA + page as u64 * size;
-            assert_eq!(vcpus[0].run(), Exit::Userfault { gpa, size });
-            bitmaps[slot / 2].clear(page % PAGES);
-        }
-        assert_eq!(vcpus[0].run(), Exit::Sync(page as u64, slot as u64));
+fn stores_to_a_read_only_slot() {
+    let mut machine = Machine::with_guest(Backing::Anonymous, 2, 1, guest::write_pages);
+    let bitmap = Bitmap::new(2).with(0..1);
+    expect_eq!(machine.slot.region().delete(), Ok(()));
+    let _flag = machine.slot.enable_with(&bitmap, KVM_MEM_READONLY);
+    for page in pages(0..2) {
+        let store = Exit::Mmio {
+            gpa: machine.slot.gpa(page),
+            is_write: true,
+        };
+        expect_eq!(machine.run(), store, "{page:?}");
+        expect_eq!(machine.run(), Exit::numbered(page));
+        expect_eq!(machine.slot.read(page, 0), 0);
     }
 }
 
 /// Memory without a struct page that KVM can use: the kernel's own data for the vDSO.
 fn memory_of_a_driver() {
-    let Some(address) = vvar() else {
-        ktap::skip("no [vvar] in /proc/self/maps");
-    };
-    let mut machine = Machine::new(Backing::Anonymous, 1);
-    let bitmap = Bitmap::marked(1);
-    let region = Region {
-        flags: KVM_MEM_READONLY | KVM_MEM_USERFAULT,
-        userspace_addr: address,
-        userfault_bitmap: bitmap.address(),
-        ..machine.slot.region()
-    };
-    match machine.vm.recreate(&machine.slot, region) {
-        Ok(()) => {}
-        Err(Errno::EINVAL) => ktap::skip("needs FEAT_S2FWB and CTR_EL0.DIC"),
-        Err(error) => panic!("cannot create the slot: {error:?}"),
+    let vm = Vm::new(1, 1, guest::read_pages);
+    if vm.0.capability(KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED) == 0 {
+        ktap::skip("KVM cannot map such memory here (FEAT_S2FWB and CTR_EL0.DIC)");
     }
-    assert_eq!(machine.run(), machine.userfault(0));
-    bitmap.clear(0);
-    assert!(matches!(machine.run(), Exit::Sync(0, _)));
-}
-
-/// Returns where the kernel's data for the vDSO is.
-fn vvar() -> Option<u64> {
-    let maps = fs::read_to_string("/proc/self/maps").ok()?;
-    let line = maps.lines().find(|line| line.contains("[vvar"))?;
-    u64::from_str_radix(line.split_once('-')?.0, 16).ok()
+    let (mut vm, vcpus) = vm;
+    vm.map(Gva(GPA.0), GPA, 1);
+    let slot = Slot::undeclared(&vm, &Area::of_vdso_data(), SLOT, GPA);
+    let bitmap = Bitmap::marked(1);
+    let _flag = slot.enable_with(&bitmap, KVM_MEM_READONLY);
+    let mut machine = Machine::of_slot((vm, vcpus), slot);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    bitmap.clear(Page(0));
+    let exit = machine.run();
+    assert!(matches!(exit, Exit::Sync(0, _)), "{exit:x?}");
 }
 
 /// A marked page exits before anything looks at its memory, even if that is broken.
 fn poisoned_page_exits_while_marked() {
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
-    machine.fill();
-    let bitmap = Bitmap::new(PAGES);
-    bitmap.mark(0);
-    machine.enable(&bitmap);
-    if let Err(error) = machine.slot.poison(0) {
-        ktap::skip(format!("no MADV_HWPOISON: {error:?}"));
+    machine.slot.fill();
+    let bitmap = Bitmap::new(PAGES).with(0..1);
+    let _flag = machine.enable(&bitmap);
+    machine.slot.area().poison(Page(0));
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    expect_eq!(machine.run(), machine.userfault(Page(0)), "again");
+}
+
+/// A page that is discarded while it is marked, and then cleared, is there, and empty.
+fn discarded_page_is_empty_when_it_is_cleared() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.slot.fill();
+    let bitmap = Bitmap::new(PAGES).with(3..4);
+    let _flag = machine.enable(&bitmap);
+    machine.read(0..3);
+    expect_eq!(machine.run(), machine.userfault(Page(3)));
+    machine.slot.discard(Page(3));
+    bitmap.clear(Page(3));
+    expect_eq!(machine.run(), Exit::Sync(3, 0));
+    machine.read(4..PAGES);
+}
+
+/// Pages that were supplied go to swap and come back, and so does the bitmap, without an exit;
+/// those that are marked still exit.
+fn pages_come_back_from_swap() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.slot.fill();
+    let area = Area::new(Backing::Anonymous, 1);
+    let bitmap = Bitmap::within(&area, 0, PAGES).with(3..4);
+    let _flag = machine.enable(&bitmap);
+    machine.read(0..3);
+    for area in [machine.slot.area(), &area] {
+        expect_eq!(area.advise(0..area.pages(), Advice::PageOut), Ok(()));
+        if area.swapped() == 0 {
+            ktap::skip("nothing goes to swap (/proc/swaps)");
+        }
     }
-    assert_eq!(machine.run(), machine.userfault(0));
-    assert_eq!(machine.run(), machine.userfault(0));
+    expect_eq!(machine.run(), machine.userfault(Page(3)));
+    bitmap.clear(Page(3));
+    machine.read(3..PAGES);
+    machine.read_all();
+}
+
+/// Sets a control of the kernel until the case ends, or skips it where this user may not.
+fn set_control(path: &'static str, value: &str) {
+    let before = match fs::read_to_string(path) {
+        Ok(before) => before,
+        Err(error) => ktap::skip(format!("cannot read {path}: {error}")),
+    };
+    if let Err(error) = fs::write(path, value) {
+        ktap::skip(format!("cannot set {path}: {error}"));
+    }
+    ktap::at_end(move || drop(fs::write(path, before)));
+}
+
+/// Pages that are shared with others of the same content, of which one is marked: it exits, and
+/// the others are there and can be written.
+fn pages_are_merged() {
+    let mut machine = Machine::with_guest(Backing::Anonymous, PAGES, 1, guest::write_pages);
+    for page in pages(0..PAGES) {
+        machine.slot.write(page, 1, 0x6b73_6d00);
+    }
+    set_control("/sys/kernel/mm/ksm/pages_to_scan", "10000");
+    set_control("/sys/kernel/mm/ksm/sleep_millisecs", "1");
+    set_control("/sys/kernel/mm/ksm/run", "1");
+    let bitmap = Bitmap::new(PAGES).with(3..4);
+    let _flag = machine.enable(&bitmap);
+    let merged = || {
+        let text = fs::read_to_string("/proc/self/ksm_merging_pages").unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    };
+    let area = machine.slot.area();
+    expect_eq!(area.advise(0..PAGES, Advice::Mergeable), Ok(()));
+    let start = Instant::now();
+    while merged() < PAGES / 2 {
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "{} pages are merged",
+            merged()
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
+    for page in pages(0..PAGES) {
+        if bitmap.is_marked(page) {
+            expect_eq!(machine.run(), machine.userfault(page));
+            bitmap.clear(page);
+        }
+        expect_eq!(machine.run(), Exit::numbered(page));
+        expect_eq!(machine.slot.read(page, 0), u64::from(page));
+        expect_eq!(machine.slot.read(page, 1), 0x6b73_6d00, "{page:?}");
+    }
+}
+
+/// The host makes pages a huge page while one of them is missing, and marked: it still exits, and
+/// the others are there.
+fn check_collapse(backing: Backing) {
+    let count = backing.need_huge_pages(1);
+    for missing in [0, 5, count - 1] {
+        let mut machine = Machine::new(backing, count);
+        machine.slot.fill();
+        machine.slot.need_huge();
+        // The huge page is one no more.
+        let area = machine.slot.area().clone();
+        match backing {
+            Backing::ShmemThp => area.punch(missing..missing + 1),
+            _ => area.drop_page(Page(missing)),
+        }
+        let bitmap = Bitmap::new(count).with(missing..missing + 1);
+        let _flag = machine.enable(&bitmap);
+        machine.read(0..missing);
+        if let Err(error) = area.advise(0..count, Advice::Collapse) {
+            ktap::skip(format!("the host has no huge page to give: {error:?}"));
+        }
+        expect_eq!(machine.run(), machine.userfault(Page(missing)));
+        machine.slot.write(Page(missing), 0, missing as u64);
+        bitmap.clear(Page(missing));
+        machine.read(missing..count);
+    }
+}
+
+fn collapse_of_anonymous_pages() {
+    check_collapse(Backing::AnonymousThp);
+}
+
+fn collapse_of_shared_pages() {
+    check_collapse(Backing::ShmemThp);
+}
+
+/// The host moves pages about while vCPUs run over them, some of which are marked.
+fn pages_are_moved_about() {
+    const COMPACT: &str = "/proc/sys/vm/compact_memory";
+    if let Err(error) = fs::write(COMPACT, "1") {
+        ktap::skip(format!("cannot write {COMPACT}: {error}"));
+    }
+    let count = 512;
+    let mut machine = Machine::with_guest(Backing::Anonymous, count, 2, guest::hunt_zero);
+    for page in pages(0..count) {
+        machine.slot.write(page, 0, 1);
+    }
+    let bitmap = Bitmap::new(count);
+    let _flag = machine.enable(&bitmap);
+    let exits = AtomicUsize::new(0);
+    let on_exit = |exit| match exit {
+        Exit::Userfault { .. } => {
+            exits.fetch_add(1, Ordering::Relaxed);
+            thread::yield_now();
+        }
+        other => panic!("unexpected exit: {other:x?}"),
+    };
+    machine.run_while(on_exit, |slot| {
+        let mut rounds = 0;
+        while rounds < 20 || exits.load(Ordering::Relaxed) == 0 {
+            let page = Page(rounds * 37 % count);
+            rounds += 1;
+            bitmap.mark(page);
+            slot.discard(page);
+            fs::write(COMPACT, "1").expect("cannot compact memory");
+            slot.write(page, 0, 1);
+            bitmap.clear(page);
+        }
+    });
+}
+
+/// Runs a userfaultfd's handler, which fills pages with zeroes, while something else is done, and
+/// returns what pages were asked for.
+fn serve<T>(uffd: &Uffd, something: impl FnOnce() -> T) -> (T, Vec<Page>) {
+    let finished = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let handler = scope.spawn(|| {
+            let content = vec![0; page_size()];
+            let mut served = Vec::new();
+            while !finished.load(Ordering::Relaxed) {
+                if let Some(page) = uffd.wait(Duration::from_millis(20)) {
+                    served.push(page);
+                    uffd.copy(page, &content);
+                }
+            }
+            served
+        });
+        let done = something();
+        finished.store(true, Ordering::Relaxed);
+        (done, handler.join().expect("the handler has failed"))
+    })
 }
 
 /// KVM's own accesses do not exit. userfaultfd on the same memory covers them, and both work side
@@ -167,71 +265,115 @@ fn poisoned_page_exits_while_marked() {
 fn accesses_of_kvm_are_for_userfaultfd() {
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
     let bitmap = Bitmap::marked(PAGES);
-    machine.enable(&bitmap);
-    let steal_time = machine.slot.gpa(PAGES - 1);
-    if let Err(error) = machine.vcpus[0].set_steal_time(steal_time) {
-        ktap::skip(format!("no stolen time: {error:?}"));
-    }
-    let uffd = Uffd::missing(&machine.slot)
-        .unwrap_or_else(|error| ktap::skip(format!("no userfaultfd: {error:?}")));
+    let _flag = machine.enable(&bitmap);
+    let last = Page(PAGES - 1);
+    let steal_time = machine.slot.gpa(last);
+    machine.vcpus[0].set_steal_time(steal_time);
+    let uffd = Uffd::new(machine.slot.area());
 
-    let (finished, served) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let userfault = machine.userfault(0);
-    let (slot, vcpu) = (&machine.slot, &mut machine.vcpus[0]);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let content = vec![0; host_page_size()];
-            while !finished.load(Ordering::Relaxed) {
-                if let Some(fault) = uffd.wait(Duration::from_millis(20)) {
-                    assert_eq!(fault.page, PAGES - 1, "not the page that KVM writes to");
-                    served.fetch_add(1, Ordering::Relaxed);
-                    uffd.copy(fault.page, &content);
-                }
-            }
-        });
-        let _finish = Finish(&finished);
+    let userfault = machine.userfault(Page(0));
+    let vcpu = &mut machine.vcpus[0];
+    let (exits, served) = serve(&uffd, || {
         // The guest's own access exits, while KVM's is served behind its back.
         let exits = [vcpu.run(), vcpu.run()];
-        let mut page = vec![0; host_page_size()];
+        let mut page = vec![0; page_size()];
         page[0] = 9;
-        uffd.copy(0, &page);
-        bitmap.clear(0);
-        let after = vcpu.run();
-        assert_eq!(exits, [userfault; 2]);
-        assert_eq!(after, Exit::Sync(0, 9));
+        uffd.copy(Page(0), &page);
+        bitmap.clear(Page(0));
+        (exits, vcpu.run())
     });
-    assert_eq!(
-        served.into_inner(),
-        1,
-        "accesses of KVM that userfaultfd saw"
-    );
-    assert!(
-        bitmap.is_marked(slot.pages() - 1),
-        "KVM wrote to the bitmap"
-    );
+    expect_eq!(exits, ([userfault; 2], Exit::Sync(0, 9)));
+    expect_eq!(served, [last], "accesses of KVM that userfaultfd saw");
+    assert!(bitmap.is_marked(last), "KVM wrote to the bitmap");
+}
+
+guest_code! {
+    /// Asks for the stolen time, of which KVM then writes the initial values, and hands the host
+    /// what it was told.
+    fn ask_for_stolen_time(guest: Guest, _base: Gva, _pages: u64, _stride: u64) {
+        const ARM_SMCCC_HV_PV_TIME_ST: u32 = 0xc500_0021;
+        loop {
+            guest.sync(0, guest.call_firmware(ARM_SMCCC_HV_PV_TIME_ST));
+        }
+    }
+}
+
+/// Without userfaultfd KVM writes to a marked page, and what it wrote is lost when the VMM fills
+/// the page afterwards: fill first, or leave it unmarked.
+fn what_kvm_writes_to_a_marked_page_is_lost() {
+    let mut machine = Machine::with_guest(Backing::Anonymous, PAGES, 1, ask_for_stolen_time);
+    let bitmap = Bitmap::marked(PAGES);
+    let _flag = machine.enable(&bitmap);
+    let last = Page(PAGES - 1);
+    let steal_time = machine.slot.gpa(last);
+    machine.vcpus[0].set_steal_time(steal_time);
+    machine.slot.write(last, 0, u64::MAX);
+    expect_eq!(machine.run(), Exit::Sync(0, steal_time.0));
+    expect_eq!(machine.slot.read(last, 0), 0, "KVM wrote nothing");
+    machine.slot.fill_page(last, &vec![0xff; page_size()]);
+    bitmap.clear(last);
+    expect_eq!(machine.slot.read(last, 0), u64::MAX);
+}
+
+/// A userfaultfd for user mode only does not serve the accesses that KVM makes for a vCPU: they are
+/// errors, which claim no userfault, until the page is there.
+fn userfaultfd_for_user_mode_only() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    let bitmap = Bitmap::new(PAGES).with(1..2);
+    let _flag = machine.enable(&bitmap);
+    let uffd = Uffd::user_mode_only(machine.slot.area());
+    expect_eq!(machine.run(), Exit::Error(Errno::EFAULT));
+    let content = vec![0; page_size()];
+    uffd.copy(Page(0), &content);
+    expect_eq!(machine.run(), Exit::Sync(0, 0));
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
+    bitmap.clear(Page(1));
+    expect_eq!(machine.run(), Exit::Error(Errno::EFAULT));
+    uffd.copy(Page(1), &content);
+    expect_eq!(machine.run(), Exit::Sync(1, 0));
+}
+
+/// The bitmap itself may be missing and come by a userfaultfd: who reads a mark waits for it.
+fn bitmap_comes_by_userfaultfd() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.slot.fill();
+    let area = Area::new(Backing::Anonymous, 1);
+    let uffd = Uffd::new(&area);
+    let bitmap = Bitmap::within(&area, 0, PAGES);
+    let (_flag, asked) = serve(&uffd, || {
+        let flag = machine.enable(&bitmap);
+        machine.read(0..2);
+        flag
+    });
+    expect_eq!(asked, [Page(0)]);
+    bitmap.mark(Page(2));
+    expect_eq!(machine.run(), machine.userfault(Page(2)));
+
+    // Dropped, and gone again.
+    area.drop_page(Page(0));
+    let (exit, asked) = serve(&uffd, || machine.run());
+    expect_eq!(exit, Exit::numbered(Page(2)));
+    expect_eq!(asked, [Page(0)]);
 }
 
 /// Returns a machine whose guest has memory tagging.
-fn machine_with_tags(backing: Backing, pages: usize, entry: guest::Entry) -> Machine {
-    match Vm::with_mte(1, pages, entry) {
-        Ok((vm, vcpus)) => Machine::with_vm(vm, vcpus, backing, pages),
-        Err(error) => ktap::skip(format!("no memory tagging: {error:?}")),
-    }
+fn machine_with_tags(backing: Backing, count: usize, entry: guest::Entry) -> Machine {
+    Machine::of_vm(Vm::special(Kind::Mte, count, 1, entry), backing, count)
 }
 
 /// Tags that are restored along with a page are there when its mark is cleared.
 fn tags_are_restored() {
-    let mut machine = machine_with_tags(Backing::Anonymous, PAGES, guest::read_tags);
+    let mut machine = machine_with_tags(Backing::Anonymous, PAGES, guest_tags::read_tags);
     let bitmap = Bitmap::marked(PAGES);
-    machine.enable(&bitmap);
+    let _flag = machine.enable(&bitmap);
 
-    for page in 0..PAGES {
-        let tag = page as u8 % 15 + 1;
-        assert_eq!(machine.run(), machine.userfault(page));
+    for page in pages(0..PAGES) {
+        let tag = page.0 as u8 % 15 + 1;
+        expect_eq!(machine.run(), machine.userfault(page));
         machine.slot.write(page, 0, 0);
-        assert_eq!(machine.slot.set_tags(page, tag), Ok(()));
+        machine.slot.set_tags(page, tag);
         bitmap.clear(page);
-        assert_eq!(machine.run(), Exit::Sync(page as u64, tag.into()));
+        expect_eq!(machine.run(), Exit::Sync(page.into(), tag.into()));
     }
 }
 
@@ -239,28 +381,24 @@ fn tags_are_restored() {
 /// guest touches it first or the VMM restores tags of one of its pages.
 fn tags_of_others_are_not_seen() {
     let backing = Backing::AnonymousHugetlb;
-    if !Backing::available().contains(&backing) {
-        ktap::skip("no hugetlb pages: raise /proc/sys/vm/nr_hugepages");
-    }
-    let pages = backing.pages_per_page();
+    let count = backing.need_huge_pages(1);
     for restored in [0, 3] {
-        let before = machine_with_tags(backing, pages, guest::read_tags);
-        for page in 0..pages {
-            assert_eq!(before.slot.set_tags(page, 7), Ok(()));
+        let before = machine_with_tags(backing, count, guest_tags::read_tags);
+        for page in pages(0..count) {
+            before.slot.set_tags(page, 7);
         }
         drop(before);
 
-        let mut machine = machine_with_tags(backing, pages, guest::read_tags);
-        let bitmap = Bitmap::new(pages);
+        let mut machine = machine_with_tags(backing, count, guest_tags::read_tags);
         // A mark in it keeps the block from being mapped.
-        bitmap.mark(pages - 1);
-        machine.enable(&bitmap);
+        let bitmap = Bitmap::new(count).with(count - 1..count);
+        let _flag = machine.enable(&bitmap);
         if restored != 0 {
-            assert_eq!(machine.slot.set_tags(0, restored), Ok(()));
+            machine.slot.set_tags(Page(0), restored);
         }
-        assert_eq!(machine.run(), Exit::Sync(0, restored.into()));
-        for page in 1..pages - 1 {
-            assert_eq!(machine.run(), Exit::Sync(page as u64, 0));
+        expect_eq!(machine.run(), Exit::Sync(0, restored.into()));
+        for page in pages(1..count - 1) {
+            expect_eq!(machine.run(), Exit::Sync(page.into(), 0));
         }
     }
 }
@@ -269,34 +407,42 @@ fn tags_of_others_are_not_seen() {
 /// of it.
 fn tags_of_a_block_that_was_a_page() {
     let backing = Backing::AnonymousThp;
-    let pages = backing.pages_per_page();
-    let mut machine = machine_with_tags(backing, pages, guest::write_tags);
-    machine.fill();
+    let count = backing.need_huge_pages(1);
+    let mut machine = machine_with_tags(backing, count, guest_tags::write_tags);
+    machine.slot.fill();
+    machine.slot.need_huge();
 
-    let slot = &machine.slot;
-    assert_eq!(slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES, None), Ok(()));
-    assert_eq!(machine.vcpus[0].run(), Exit::Sync(0, 0));
-    assert_eq!(slot.set_flags(0, None), Ok(()));
-    assert_eq!(machine.vcpus[0].run(), Exit::Sync(1, 0));
-    need_block(machine.mappings());
-    assert_eq!(machine.run(), Exit::Sync(2, 0));
-    for page in 0..pages {
-        let tags = machine.slot.tags(page).expect("the VMM cannot read tags");
-        assert_eq!(tags[0], guest::TAG, "page {page}");
+    machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES);
+    expect_eq!(machine.run(), Exit::Sync(0, 0));
+    machine.slot.set_flags(0);
+    expect_eq!(machine.run(), Exit::Sync(1, 0));
+    expect_eq!(machine.slot.in_blocks().len(), count);
+    expect_eq!(machine.run(), Exit::Sync(2, 0));
+    for page in pages(0..count) {
+        expect_eq!(machine.slot.tags(page)[0], guest_tags::TAG, "{page:?}");
     }
 }
 
 test_main! {
+    about: "Userfault on memory of all kinds, and with what the host does with memory.",
     needs: needs_userfault,
     cases: [
         read_only_slot,
-        slot_of_several_mappings,
-        several_slots,
+        stores_to_a_read_only_slot,
         memory_of_a_driver,
         poisoned_page_exits_while_marked,
+        discarded_page_is_empty_when_it_is_cleared,
+        pages_come_back_from_swap,
+        pages_are_merged,
+        collapse_of_anonymous_pages,
+        collapse_of_shared_pages,
+        pages_are_moved_about,
+        accesses_of_kvm_are_for_userfaultfd,
+        what_kvm_writes_to_a_marked_page_is_lost,
+        userfaultfd_for_user_mode_only,
+        bitmap_comes_by_userfaultfd,
         tags_are_restored,
         tags_of_others_are_not_seen,
         tags_of_a_block_that_was_a_page,
-        accesses_of_kvm_are_for_userfaultfd,
-    ]
+    ],
 }

@@ -6,29 +6,22 @@
 //! name pages of L1, whoever touched them. A failure of a case means that L2, or the CPU on behalf
 //! of L1, runs on memory that is not there yet, or that the VMM is asked for the wrong page.
 
-use libkvm::{
-    guest,
-    guest_el2,
-    host_page_size,
-    ktap,
-    system_capability,
-    test_main,
-    Backing,
-    Bitmap,
-    Exit,
-    L2Table,
-    Mapping,
-    Slot,
-    Vcpu,
-    Vm,
-    KVM_CAP_USERFAULT,
-    KVM_MEM_USERFAULT, //
+use libkvm::*;
+use std::{
+    ops::Range,
+    sync::atomic::{
+        AtomicUsize,
+        Ordering, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
 };
-use std::ops::Range;
 
 /// The slot that is tested, at an address of L1 that is aligned for any block.
-const SLOT: u32 = 1;
-const GPA: u64 = 2 << 30;
+const L1_GPA: Gpa = Gpa(2 << 30);
 
 /// Where the one who accesses it has the slot: L2 in its physical addresses, and L1, for registers
 /// of L2, in its virtual addresses. Not the same, so that exits with the wrong one are noticed.
@@ -36,270 +29,317 @@ const ELSEWHERE: u64 = 1 << 30;
 
 /// The slot with the stage 2 that L1 has for L2.
 const TABLE_SLOT: u32 = 2;
-const TABLE_GPA: u64 = 3 << 30;
-
-/// The guest code of L1: runs an L2 that reads the last word of each page.
-extern "C" fn run_reader(pages: u64, page_size: u64, _: u64) -> ! {
-    let base = ELSEWHERE.wrapping_add(page_size).wrapping_sub(8);
-    guest_el2::set_stage2(TABLE_GPA, page_size);
-    guest_el2::enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
-}
+const TABLE: Gpa = Gpa(5 << 30);
 
 /// What the L2 of [`run_register_user`] has done with TPIDR_EL2.
 const READ: u64 = 0;
 const WRITTEN: u64 = 1;
 
-/// The guest code of an L2 that believes it is a hypervisor: reads TPIDR_EL2 and adds one to it.
-extern "C" fn use_register(_: u64, _: u64, _: u64) -> ! {
-    loop {
-        let value = guest_el2::read_tpidr_el2();
-        guest::sync(READ, value);
-        let value = value.wrapping_add(1);
-        guest_el2::write_tpidr_el2(value);
-        guest::sync(WRITTEN, value);
+guest_code! {
+    /// L1, which runs an L2 that reads the first word of each page.
+    fn run_reader(guest: Guest, base: Gva, pages: u64, page_size: u64) {
+        guest.set_stage2(TABLE, page_size);
+        guest.enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
     }
-}
 
-/// The guest code of L1: runs an L2 whose registers of EL2 are in memory at the given address.
-extern "C" fn run_register_user(vncr: u64, _: u64, _: u64) -> ! {
-    guest_el2::set_vncr(vncr);
-    guest_el2::enter_l2(guest_el2::NV2, use_register, 0, 0, 0)
+    /// L1, which runs an L2 that looks for zeroes.
+    fn run_hunter(guest: Guest, base: Gva, pages: u64, page_size: u64) {
+        guest.set_stage2(TABLE, page_size);
+        guest.enter_l2(guest_el2::STAGE2, guest::hunt_zero, base, pages, page_size)
+    }
+
+    /// An L2 that believes it is a hypervisor: reads TPIDR_EL2 and adds one to it.
+    fn use_register(guest: Guest, _base: Gva, _first: u64, _second: u64) {
+        loop {
+            let value = guest.read_tpidr_el2();
+            guest.sync(READ, value);
+            let value = value.wrapping_add(1);
+            guest.write_tpidr_el2(value);
+            guest.sync(WRITTEN, value);
+        }
+    }
+
+    /// L1, which runs an L2 whose registers of EL2 are in memory at the given address.
+    fn run_register_user(guest: Guest, vncr: Gva, _first: u64, _second: u64) {
+        guest.set_vncr(vncr);
+        guest.enter_l2(guest_el2::NV2, use_register, vncr, 0, 0)
+    }
+
+    /// L1, which has the CPU translate an address over and over.
+    fn translate(guest: Guest, address: Gva, _first: u64, _second: u64) {
+        loop {
+            guest.sync(0, guest.translate(address));
+        }
+    }
 }
 
 /// The page of the slot with L2's registers, and where TPIDR_EL2 is, in bytes from the page's
 /// start to the registers and in words to TPIDR_EL2. Registers take 4K, whatever the size of a
 /// page is.
-const REGISTERS: usize = 1;
+const REGISTERS: Page = Page(1);
 
 fn registers_offset() -> usize {
-    host_page_size() - 4096
+    page_size() - 4096
 }
 
 fn register_word() -> usize {
     registers_offset() / size_of::<u64>() + guest_el2::TPIDR_EL2_WORD
 }
 
-/// A VM with a slot, and a vCPU whose L2 accesses it.
-struct Machine {
-    vm: Vm,
-    vcpu: Vcpu,
-    slot: Slot,
+/// A machine whose L2 reads all pages of the slot one after the other, and the stage 2 that L1 has
+/// for it.
+fn with_l2(backing: Backing, count: usize, vcpus: usize, l1: guest::Entry) -> (Machine, L2Table) {
+    let (mut vm, mut vcpus) = Vm::new(2 * count + 1, vcpus, l1);
+    let slot = Slot::new(&mut vm, backing, SLOT, L1_GPA, count);
+    // In L2's stage 1, which is L1's, L2 has the slot where L1's stage 2 has it.
+    vm.map(Gva(ELSEWHERE), Gpa(ELSEWHERE), count);
+    let table = L2Table::new(&mut vm, TABLE_SLOT, TABLE);
+    table.map(Gpa(0)..Gpa(ELSEWHERE), Gpa(0));
+    table.map(Gpa(ELSEWHERE)..L1_GPA, L1_GPA);
+    for vcpu in &mut vcpus {
+        vcpu.set_args(Gva(ELSEWHERE), count as u64, page_size() as u64);
+    }
+    slot.fill();
+    (Machine { vm, vcpus, slot }, table)
 }
 
-impl Machine {
-    /// Returns a machine whose L2 reads all pages one after the other.
-    fn with_reader(backing: Backing, pages: usize) -> Self {
-        let (mut vm, mut vcpus) = Vm::new(1, 2 * pages + 1, run_reader);
-        let slot = vm.add_slot(backing, SLOT, GPA, pages);
-        // In L2's stage 1, which is L1's, L2 has the slot where L1's stage 2 has it.
-        vm.map(ELSEWHERE, ELSEWHERE, pages);
-        let table = L2Table::new(&mut vm, TABLE_SLOT, TABLE_GPA);
-        table.map(0..ELSEWHERE, 0);
-        table.map(ELSEWHERE..GPA, GPA);
-        let mut vcpu = vcpus.remove(0);
-        vcpu.set_args([pages as u64, host_page_size() as u64, 0]);
-        Self { vm, vcpu, slot }
-    }
-
-    /// Returns a machine whose L2 has its registers in the slot.
-    fn with_registers(backing: Backing) -> Self {
-        let pages = 3;
-        let (mut vm, mut vcpus) = Vm::new(1, 2 * pages, run_register_user);
-        let slot = vm.add_slot(backing, SLOT, GPA, pages);
-        // VNCR_EL2 is a virtual address of L1.
-        vm.map(ELSEWHERE, GPA, pages);
-        let mut vcpu = vcpus.remove(0);
-        let vncr = ELSEWHERE + (REGISTERS * host_page_size() + registers_offset()) as u64;
-        vcpu.set_args([vncr, 0, 0]);
-        Self { vm, vcpu, slot }
-    }
-
-    /// Writes to a page its number, where the reader reads it.
-    fn fill(&self, page: usize) {
-        let last = host_page_size() / size_of::<u64>() - 1;
-        self.slot.write(page, last, page as u64);
-    }
-
-    /// Writes to each page its number.
-    fn fill_all(&self) {
-        for page in 0..self.slot.pages() {
-            self.fill(page);
-        }
-    }
-
-    /// Lets L2 read the page that is its turn, which may not be marked and must hold its number.
-    fn read(&mut self, page: usize) {
-        assert_eq!(self.vcpu.run(), Exit::Sync(page as u64, page as u64));
-    }
-
-    /// Lets L2 read all pages.
-    fn read_all(&mut self) {
-        for page in 0..self.slot.pages() {
-            self.read(page);
-        }
-    }
-
-    /// Returns the exit that an access to a marked page must cause.
-    fn userfault(&self, page: usize) -> Exit {
-        Exit::Userfault {
-            gpa: self.slot.gpa(page),
-            size: host_page_size() as u64,
-        }
-    }
-
-    /// Returns L2's address of a page.
-    fn l2_address(&self, page: usize) -> u64 {
-        self.slot.gpa(page) - GPA + ELSEWHERE
-    }
-
-    /// Returns what KVM maps of the slot for L2.
-    fn shadow_mappings(&self) -> Vec<Mapping> {
-        self.vm.shadow_mappings(self.l2_range())
-    }
-
-    /// Returns L2's addresses of the slot.
-    fn l2_range(&self) -> Range<u64> {
-        self.l2_address(0)..self.l2_address(self.slot.pages())
-    }
-
-    fn enable(&self, bitmap: &Bitmap) {
-        let enabled = self.slot.set_flags(KVM_MEM_USERFAULT, Some(bitmap));
-        assert_eq!(enabled, Ok(()));
-    }
-
-    fn disable(&self) {
-        assert_eq!(self.slot.set_flags(0, None), Ok(()));
-    }
+fn with_reader(backing: Backing, count: usize) -> Machine {
+    with_l2(backing, count, 1, run_reader).0
 }
 
-/// Returns the number of pages in the block that a transparent huge page makes.
-fn block_pages() -> usize {
-    Backing::AnonymousThp.page_size() / host_page_size()
+/// As [`with_reader`], with a slot that is one huge page.
+fn with_huge_page() -> Machine {
+    let backing = Backing::AnonymousThp;
+    let machine = with_reader(backing, backing.need_huge_pages(1));
+    machine.slot.need_huge();
+    machine
+}
+
+/// A machine whose L2 has its registers in the slot, each vCPU its own.
+fn with_registers(backing: Backing, vcpus: usize) -> Machine {
+    let count = 2 * vcpus + 1;
+    let (mut vm, mut vcpus) = Vm::new(2 * count, vcpus, run_register_user);
+    let slot = Slot::new(&mut vm, backing, SLOT, L1_GPA, count);
+    // VNCR_EL2 is a virtual address of L1.
+    vm.map(Gva(ELSEWHERE), L1_GPA, count);
+    for (number, vcpu) in vcpus.iter_mut().enumerate() {
+        let page = Page(REGISTERS.0 + 2 * number);
+        let vncr = Gva(ELSEWHERE) + page.offset() + Bytes(registers_offset() as u64);
+        vcpu.set_args(vncr, 0, 0);
+    }
+    Machine { vm, vcpus, slot }
+}
+
+/// Returns L2's addresses of pages.
+fn l2_addresses(numbers: Range<usize>) -> Range<Gpa> {
+    let address = |page: usize| Gpa(ELSEWHERE) + Page(page).offset();
+    address(numbers.start)..address(numbers.end)
 }
 
 /// An access of L2 to a marked page exits with the address that L1 has for it, as often as it is
 /// tried, and L2 sees the page that was supplied before the mark was cleared.
-fn marked_page_of_l2_exits_with_l1_address() {
-    let mut machine = Machine::with_reader(Backing::Anonymous, 19);
+fn check_marked_page_of_l2(backing: Backing) {
+    let mut machine = with_reader(backing, 19);
     let bitmap = Bitmap::marked(19);
-    machine.enable(&bitmap);
+    let _flag = machine.enable(&bitmap);
 
-    for page in 0..19 {
+    for page in pages(0..19) {
         let userfault = machine.userfault(page);
-        assert_eq!(machine.vcpu.run(), userfault);
-        assert_eq!(machine.vcpu.run(), userfault, "second try");
-        machine.fill(page);
+        expect_eq!(machine.run(), userfault);
+        expect_eq!(machine.run(), userfault, "again");
         bitmap.clear(page);
-        machine.read(page);
+        machine.read(page.0..page.0 + 1);
     }
     machine.read_all();
 }
 
-/// While the flag is set, L2's memory is mapped by pages, even where both L1's and the host's are
-/// blocks, so that a marked page in the block stays out.
+fn marked_page_of_l2_exits_with_l1_address() {
+    check_marked_page_of_l2(Backing::Anonymous);
+}
+
+fn marked_page_of_l2_in_guest_memfd_exits() {
+    check_marked_page_of_l2(Backing::GuestMemfd);
+}
+
+/// The same where L2's addresses are addresses of the slot as well, but of other pages of it: here
+/// L2's third gigabyte is L1's fourth, and the slot has both.
+fn l2_addresses_inside_the_slot() {
+    let gigabyte = Bytes(1 << 30);
+    let half = gigabyte.0 as usize / page_size();
+    let (mut vm, mut vcpus) = Vm::new(64, 1, run_reader);
+    let slot = Slot::undeclared(&vm, &Area::reserved(2 * half), SLOT, L1_GPA);
+    expect_eq!(slot.region().set(), Ok(()));
+    vm.map(Gva(L1_GPA.0), L1_GPA, 8);
+    let table = L2Table::new(&mut vm, TABLE_SLOT, TABLE);
+    table.map(Gpa(0)..L1_GPA, Gpa(0));
+    table.map(L1_GPA..L1_GPA + gigabyte, L1_GPA + gigabyte);
+    vcpus[0].set_args(Gva(L1_GPA.0), 8, page_size() as u64);
+    for page in pages(0..8) {
+        slot.write(Page(half + page.0), 0, page.into());
+    }
+    let mut machine = Machine { vm, vcpus, slot };
+
+    // Pages that have the same number in L2 are marked too, and of no consequence.
+    let bitmap = Bitmap::new(2 * half).with(0..2).with(half + 3..half + 5);
+    let _flag = machine.enable(&bitmap);
+    for page in pages(0..8) {
+        let inside = Page(half + page.0);
+        if bitmap.is_marked(inside) {
+            expect_eq!(machine.run(), machine.userfault(inside));
+            bitmap.clear(inside);
+        }
+        machine.read(page.0..page.0 + 1);
+    }
+    bitmap.mark(Page(half + 6));
+    machine.slot.discard(Page(half + 6));
+    machine.read(0..6);
+    expect_eq!(machine.run(), machine.userfault(Page(half + 6)), "dropped");
+}
+
+/// L2's memory is mapped by pages where a page of the block is marked, even where both L1's and the
+/// host's are blocks.
 fn block_of_l2_never_covers_a_marked_page() {
-    let mut machine = Machine::with_reader(Backing::AnonymousThp, block_pages());
-    machine.fill_all();
-    let marked = machine.slot.pages() - 1;
-    let bitmap = Bitmap::new(machine.slot.pages());
-    bitmap.mark(marked);
-    machine.enable(&bitmap);
+    let mut machine = with_huge_page();
+    let last = machine.slot.pages() - 1;
+    let bitmap = Bitmap::new(last + 1).with(last..last + 1);
+    let _flag = machine.enable(&bitmap);
 
-    for page in 0..marked {
-        machine.read(page);
-    }
-    let mappings = machine.shadow_mappings();
-    for mapping in &mappings {
-        assert!(!mapping.is_block(), "a block: {mapping:x?}");
-        assert!(
-            mapping.range.end <= machine.l2_address(marked),
-            "the marked page: {mapping:x?}"
-        );
-    }
-    assert!(!mappings.is_empty(), "nothing is mapped");
-    assert_eq!(machine.vcpu.run(), machine.userfault(marked));
+    machine.read(0..last);
+    let mappings = machine.vm.shadow_mappings(l2_addresses(0..last + 1));
+    let blocks = mappings.iter().any(|mapping| mapping.is_block());
+    expect_eq!(blocks, false, "{mappings:x?}");
+    let covered = l2_addresses(0..last).end;
+    expect_eq!(mappings.last().map(|last| last.range.end), Some(covered));
+    expect_eq!(machine.run(), machine.userfault(Page(last)));
 }
 
-/// When the call that sets the flag returns, what L2 could access is gone, blocks included.
-fn enable_leaves_nothing_in_shadow_stage2() {
-    let mut machine = Machine::with_reader(Backing::AnonymousThp, block_pages());
-    machine.fill_all();
-    let bitmap = Bitmap::new(machine.slot.pages());
-    let marked = [3, machine.slot.pages() - 1];
-    for page in marked {
-        bitmap.mark(page);
-    }
-
+/// When the call that sets the flag returns, what L2 could access of marked pages is gone, blocks
+/// included.
+fn enable_leaves_no_marked_page_in_shadow_stage2() {
+    let mut machine = with_huge_page();
+    let count = machine.slot.pages();
     machine.read_all();
-    let before = machine.shadow_mappings();
-    if !before.iter().any(|mapping| mapping.is_block()) {
-        ktap::skip("no transparent huge page to be had");
-    }
+    let before = machine.vm.shadow_mappings(l2_addresses(0..count));
+    assert!(
+        before.iter().all(|mapping| mapping.is_block()),
+        "{before:x?}"
+    );
 
-    machine.enable(&bitmap);
-    assert_eq!(machine.shadow_mappings(), []);
-    for page in 0..machine.slot.pages() {
-        if marked.contains(&page) {
-            assert_eq!(machine.vcpu.run(), machine.userfault(page));
+    let marked = [3, count - 1];
+    let bitmap = Bitmap::new(count);
+    marked.map(|page| bitmap.mark(Page(page)));
+    let _flag = machine.enable(&bitmap);
+    for page in marked {
+        let mappings = machine.vm.shadow_mappings(l2_addresses(page..page + 1));
+        expect_eq!(mappings, [], "page {page}");
+    }
+    for page in pages(0..count) {
+        if bitmap.is_marked(page) {
+            expect_eq!(machine.run(), machine.userfault(page));
             bitmap.clear(page);
         }
-        machine.read(page);
+        machine.read(page.0..page.0 + 1);
     }
 }
 
 /// Once a page that L2 has accessed is marked and dropped, the next access of L2 exits.
-fn dropped_page_of_l2_exits() {
-    let mut machine = Machine::with_reader(Backing::Anonymous, 19);
-    machine.fill_all();
+fn check_dropped_page_of_l2(backing: Backing) {
+    let mut machine = with_reader(backing, 19);
     let bitmap = Bitmap::new(19);
-    machine.enable(&bitmap);
+    let _flag = machine.enable(&bitmap);
     machine.read_all();
 
-    bitmap.mark(7);
-    machine.slot.discard(7);
-    for page in 0..19 {
-        if page == 7 {
-            assert_eq!(machine.vcpu.run(), machine.userfault(page));
-            machine.fill(page);
-            bitmap.clear(page);
-        }
-        machine.read(page);
+    for dropped in [0, 7, 18].map(Page) {
+        bitmap.mark(dropped);
+        machine.slot.discard(dropped);
+        machine.read(0..dropped.0);
+        expect_eq!(machine.run(), machine.userfault(dropped));
+        machine.slot.write(dropped, 0, dropped.into());
+        bitmap.clear(dropped);
+        machine.read(dropped.0..19);
     }
+}
+
+fn dropped_page_of_l2_exits() {
+    check_dropped_page_of_l2(Backing::Anonymous);
+}
+
+fn hole_in_guest_memfd_of_l2_exits() {
+    check_dropped_page_of_l2(Backing::GuestMemfd);
+}
+
+/// How long a race takes at least. Rounds are few under emulation: KVM drops all that it has for
+/// all L2s when something is dropped in the slot, and takes its time for it.
+const RACE: Duration = Duration::from_secs(5);
+
+/// Gives vCPUs the time to get on, up to their next exit or for a moment.
+fn let_run(exits: &AtomicUsize) {
+    let (start, before) = (Instant::now(), exits.load(Ordering::Relaxed));
+    while exits.load(Ordering::Relaxed) == before && start.elapsed() < RACE / 50 {
+        thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// A page is taken from L2s that use it, over and over: none sees it while it is dropped.
+fn race_for_a_page_of_l2() {
+    let (mut machine, _table) = with_l2(Backing::Anonymous, 2, 2, run_hunter);
+    let bitmap = Bitmap::new(2);
+    machine.slot.write(Page(1), 0, 1);
+    machine.slot.write(Page(0), 0, 1);
+    let _flag = machine.enable(&bitmap);
+    let userfault = machine.userfault(Page(1));
+    let exits = AtomicUsize::new(0);
+    let on_exit = |exit| {
+        expect_eq!(exit, userfault);
+        exits.fetch_add(1, Ordering::Relaxed);
+        thread::yield_now();
+    };
+    machine.run_while(on_exit, |slot| {
+        let start = Instant::now();
+        while start.elapsed() < RACE || exits.load(Ordering::Relaxed) < 3 {
+            bitmap.mark(Page(1));
+            slot.discard(Page(1));
+            let_run(&exits);
+            slot.write(Page(1), 0, 1);
+            bitmap.clear(Page(1));
+            let_run(&exits);
+        }
+    });
 }
 
 /// Checks all that is promised about a page in which the CPU has registers of L2.
 fn check_vncr_page(backing: Backing) {
-    let mut machine = Machine::with_registers(backing);
+    let mut machine = with_registers(backing, 1);
     let (userfault, word) = (machine.userfault(REGISTERS), register_word());
     let bitmap = Bitmap::new(machine.slot.pages());
     bitmap.mark(REGISTERS);
-    machine.enable(&bitmap);
+    let flag = machine.enable(&bitmap);
 
-    assert_eq!(machine.vcpu.run(), userfault);
-    assert_eq!(machine.vcpu.run(), userfault, "second try");
+    expect_eq!(machine.run(), userfault);
+    expect_eq!(machine.run(), userfault, "again");
     machine.slot.write(REGISTERS, word, 100);
     bitmap.clear(REGISTERS);
-    assert_eq!(machine.vcpu.run(), Exit::Sync(READ, 100));
-    assert_eq!(machine.vcpu.run(), Exit::Sync(WRITTEN, 101));
-    assert_eq!(machine.slot.read(REGISTERS, word), 101);
+    expect_eq!(machine.run(), Exit::Sync(READ, 100));
+    expect_eq!(machine.run(), Exit::Sync(WRITTEN, 101));
+    expect_eq!(machine.slot.read(REGISTERS, word), 101);
 
     // The page is marked and dropped.
     bitmap.mark(REGISTERS);
     machine.slot.discard(REGISTERS);
-    assert_eq!(machine.vcpu.run(), userfault, "dropped");
+    expect_eq!(machine.run(), userfault, "dropped");
     machine.slot.write(REGISTERS, word, 200);
     bitmap.clear(REGISTERS);
-    assert_eq!(machine.vcpu.run(), Exit::Sync(READ, 200));
+    expect_eq!(machine.run(), Exit::Sync(READ, 200));
 
     // Here the next access is a write, to a page that stays as it is.
-    machine.disable();
+    flag.disable();
     bitmap.mark(REGISTERS);
-    machine.enable(&bitmap);
-    assert_eq!(machine.vcpu.run(), userfault, "enabled again");
-    assert_eq!(machine.slot.read(REGISTERS, word), 200);
+    let _flag = machine.enable(&bitmap);
+    expect_eq!(machine.run(), userfault, "enabled again");
+    expect_eq!(machine.slot.read(REGISTERS, word), 200);
     bitmap.clear(REGISTERS);
-    assert_eq!(machine.vcpu.run(), Exit::Sync(WRITTEN, 201));
-    assert_eq!(machine.slot.read(REGISTERS, word), 201);
+    expect_eq!(machine.run(), Exit::Sync(WRITTEN, 201));
+    expect_eq!(machine.slot.read(REGISTERS, word), 201);
 }
 
 /// An access of L2 to a register that is in a marked page exits with L1's physical address, before
@@ -313,25 +353,166 @@ fn marked_vncr_page_of_guest_memfd_exits() {
     check_vncr_page(Backing::GuestMemfd);
 }
 
-/// Ends the program where the kernel or the machine does not have what it takes.
-fn needs_userfault_and_el2() {
-    if system_capability(KVM_CAP_USERFAULT) == 0 {
-        ktap::skip_all("the kernel has no KVM_CAP_USERFAULT");
+/// Where the bitmap cannot be read, an access to such a register is an error of KVM_RUN, not a
+/// fault for L1, and L2 goes on as soon as it can be read.
+fn vncr_page_with_an_unreadable_bitmap() {
+    let mut machine = with_registers(Backing::Anonymous, 1);
+    let area = Area::new(Backing::Anonymous, 1);
+    let bitmap = Bitmap::within(&area, 0, machine.slot.pages());
+    machine.slot.write(REGISTERS, register_word(), 100);
+    let _flag = machine.enable(&bitmap);
+    area.protect(Access::None);
+    expect_eq!(machine.run(), Exit::Error(Errno::EFAULT));
+    expect_eq!(machine.run(), Exit::Error(Errno::EFAULT), "again");
+    area.protect(Access::ReadWrite);
+    expect_eq!(machine.run(), Exit::Sync(READ, 100));
+}
+
+/// The pages with registers are taken from two vCPUs and given back, by dropping them and by
+/// setting the flag: each register has what was written to it last.
+fn race_for_vncr_pages() {
+    let mut machine = with_registers(Backing::Anonymous, 2);
+    let bitmap = Bitmap::new(machine.slot.pages());
+    let registers = [REGISTERS, Page(REGISTERS.0 + 2)];
+    let userfaults = registers.map(|page| machine.userfault(page));
+    let (exits, used) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let on_exit = |exit| match exit {
+        exit if userfaults.contains(&exit) => {
+            exits.fetch_add(1, Ordering::Relaxed);
+            thread::yield_now();
+        }
+        // Never less than what the VMM supplies: a page of zeroes was seen.
+        Exit::Sync(READ | WRITTEN, value) if value >= 1 << 32 => {
+            used.fetch_add(1, Ordering::Relaxed);
+        }
+        other => panic!("unexpected exit: {other:x?}"),
+    };
+    registers.map(|page| machine.slot.write(page, register_word(), 1 << 32));
+    machine.run_while(on_exit, |slot| {
+        let mut rounds = 0;
+        let start = Instant::now();
+        let few = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) < 3;
+        while start.elapsed() < RACE || few(&exits) || few(&used) {
+            let page = registers[rounds % 2];
+            rounds += 1;
+            bitmap.mark(page);
+            let flag = slot.enable(&bitmap);
+            let_run(&exits);
+            if rounds % 3 == 0 {
+                slot.discard(page);
+                slot.write(page, register_word(), 1 << 32);
+            }
+            bitmap.clear(page);
+            let_run(&used);
+            flag.disable();
+        }
+    });
+}
+
+/// KVM reads L1's stage 2 tables for L2. A marked page of them exits with its address, as often as
+/// it is tried, injects nothing into L1, and is read again when it is clear.
+fn marked_stage2_table_of_l1_exits() {
+    let (mut machine, table) = with_l2(Backing::Anonymous, 4, 1, run_reader);
+    let bitmap = Bitmap::marked(1);
+    let entries: Vec<u64> = (0..4).map(|word| table.0.read(Page(0), word)).collect();
+    (0..4).for_each(|word| table.0.write(Page(0), word, 0));
+    let _flag = table.0.enable(&bitmap);
+
+    let userfault = Exit::userfault(TABLE);
+    expect_eq!(machine.run(), userfault);
+    expect_eq!(machine.run(), userfault, "again");
+    for (word, entry) in entries.into_iter().enumerate() {
+        table.0.write(Page(0), word, entry);
     }
-    let (vm, _vcpus) = Vm::new(1, 0, run_reader);
+    bitmap.clear(Page(0));
+    machine.read_all();
+    expect_eq!(machine.vcpus[0].stat(c"userfault_exits"), 2);
+}
+
+/// Returns the pages that have the last tables of L1's stage 1 for an address, in a slot that can
+/// have the flag.
+fn last_table(machine: &mut Machine, address: Gva) -> (Slot, Page) {
+    let entry = machine.vm.table_entry(address, 3);
+    let tables = Slot::of_tables(&mut machine.vm);
+    let page = tables.page_of(entry);
+    (tables, page)
+}
+
+/// KVM reads L1's stage 1 tables to find the page that VNCR_EL2 points to. A marked page of them
+/// exits with its address, and injects nothing into L1.
+fn marked_stage1_table_of_a_vncr_page_exits() {
+    let mut machine = with_registers(Backing::Anonymous, 1);
+    let (tables, page) = last_table(&mut machine, Gva(ELSEWHERE));
+    machine.slot.write(REGISTERS, register_word(), 100);
+    let bitmap = Bitmap::new(tables.pages());
+    bitmap.mark(page);
+    let _flag = tables.enable(&bitmap);
+    expect_eq!(machine.run(), Exit::userfault(tables.gpa(page)));
+    expect_eq!(machine.run(), Exit::userfault(tables.gpa(page)), "again");
+    bitmap.clear(page);
+    expect_eq!(machine.run(), Exit::Sync(READ, 100));
+    expect_eq!(machine.run(), Exit::Sync(WRITTEN, 101));
+}
+
+/// KVM reads L1's stage 1 tables to translate an address for it. A marked page of them exits with
+/// its address, and L1 is told the right address when it is clear.
+fn marked_stage1_table_of_a_translation_exits() {
+    let (mut vm, mut vcpus) = Vm::new(4, 1, translate);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, L1_GPA, 4);
+    vm.map(Gva(ELSEWHERE), L1_GPA, 4);
+    vcpus[0].set_args(Gva(ELSEWHERE), 0, 0);
+    let mut machine = Machine { vm, vcpus, slot };
+    let (tables, page) = last_table(&mut machine, Gva(ELSEWHERE));
+    let bitmap = Bitmap::new(tables.pages());
+    bitmap.mark(page);
+    let _flag = tables.enable(&bitmap);
+    expect_eq!(machine.run(), Exit::userfault(tables.gpa(page)));
+    expect_eq!(machine.run(), Exit::userfault(tables.gpa(page)), "again");
+    bitmap.clear(page);
+    expect_eq!(machine.run(), Exit::Sync(0, L1_GPA.0));
+
+    // Marked again and dropped, the page is asked for again.
+    bitmap.mark(page);
+    let content: Vec<u8> = (0..page_size())
+        .map(|offset| {
+            let byte = page.offset().0 as usize + offset;
+            tables.area().byte(byte).load(Ordering::Relaxed)
+        })
+        .collect();
+    tables.discard(page);
+    expect_eq!(machine.run(), Exit::userfault(tables.gpa(page)), "dropped");
+    tables.fill_page(page, &content);
+    bitmap.clear(page);
+    expect_eq!(machine.run(), Exit::Sync(0, L1_GPA.0));
+}
+
+/// Skips the case where the kernel or the machine does not have what it takes.
+fn needs_userfault_and_el2() {
+    needs_userfault();
+    let (mut vm, _vcpus) = Vm::new(0, 1, run_reader);
     if !vm.has_el2() {
-        ktap::skip_all("guests have no EL2 here (KVM_CAP_ARM_EL2)");
+        ktap::skip("guests have no EL2 here (KVM_CAP_ARM_EL2)");
     }
 }
 
 test_main! {
+    about: "What userfault promises when the guest is a hypervisor.",
     needs: needs_userfault_and_el2,
     cases: [
         marked_page_of_l2_exits_with_l1_address,
+        marked_page_of_l2_in_guest_memfd_exits,
+        l2_addresses_inside_the_slot,
         block_of_l2_never_covers_a_marked_page,
-        enable_leaves_nothing_in_shadow_stage2,
+        enable_leaves_no_marked_page_in_shadow_stage2,
         dropped_page_of_l2_exits,
+        hole_in_guest_memfd_of_l2_exits,
+        race_for_a_page_of_l2,
         marked_vncr_page_exits,
         marked_vncr_page_of_guest_memfd_exits,
-    ]
+        vncr_page_with_an_unreadable_bitmap,
+        race_for_vncr_pages,
+        marked_stage2_table_of_l1_exits,
+        marked_stage1_table_of_a_vncr_page_exits,
+        marked_stage1_table_of_a_translation_exits,
+    ],
 }

@@ -2,23 +2,11 @@
 
 //! Marking a page again while vCPUs use it.
 //!
+//! A page is marked and then dropped from the mapping that KVM uses, or from the file behind it.
 //! A failure means that a VMM which takes a page back, e.g. to throw it out of memory, would have
 //! the guest go on with a page of zeroes.
 
-use libkvm::{
-    fixture::{
-        needs_userfault,
-        Machine, //
-    },
-    guest,
-    ktap::Finish,
-    test_main,
-    Access,
-    Area,
-    Backing,
-    Bitmap,
-    Exit, //
-};
+use libkvm::*;
 use std::{
     sync::atomic::{
         AtomicBool,
@@ -32,152 +20,321 @@ use std::{
     },
 };
 
-/// A page that is marked and then dropped exits at the next access, without a call of KVM.
-fn marked_and_dropped_page_exits() {
-    for backing in [Backing::Anonymous, Backing::AnonymousThp, Backing::Shmem] {
-        let pages = backing.pages_per_page().max(16);
-        let mut machine = Machine::new(backing, pages);
-        let bitmap = Bitmap::new(pages);
-        machine.fill();
-        machine.enable(&bitmap);
-        machine.read_all();
+/// A page that is marked and then dropped exits at the next access, without a call of KVM, the
+/// first page of what was one block included, and others stay.
+fn check_marked_and_dropped(mut machine: Machine, discard: impl Fn(&Slot, Page)) {
+    let count = machine.slot.pages();
+    let bitmap = Bitmap::new(count);
+    machine.slot.fill();
+    let _flag = machine.slot.recreate(&bitmap);
+    machine.read_all();
 
-        for page in [0, 7, pages - 1] {
-            bitmap.mark(page);
-            machine.slot.discard(page);
+    for page in [0, 7, count - 1].map(Page) {
+        bitmap.mark(page);
+        discard(&machine.slot, page);
+    }
+    for page in pages(0..count) {
+        if bitmap.is_marked(page) {
+            expect_eq!(machine.run(), machine.userfault(page));
+            machine.slot.write(page, 0, page.into());
+            bitmap.clear(page);
         }
-        for page in 0..pages {
-            if bitmap.is_marked(page) {
-                assert_eq!(machine.run(), machine.userfault(page), "{backing:?}");
-                machine.slot.write(page, 0, page as u64);
+        machine.read(page.0..page.0 + 1);
+    }
+}
+
+fn page_of_anonymous_memory() {
+    check_marked_and_dropped(Machine::new(Backing::Anonymous, 16), Slot::discard);
+}
+
+fn page_of_anonymous_thp() {
+    let machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    check_marked_and_dropped(machine, Slot::discard);
+}
+
+fn page_of_shared_memory() {
+    check_marked_and_dropped(Machine::new(Backing::Shmem, 16), Slot::discard);
+}
+
+fn page_of_shmem_thp() {
+    let machine = Machine::with_huge_pages(Backing::ShmemThp, 1);
+    check_marked_and_dropped(machine, Slot::discard);
+}
+
+/// The same by punching a hole in the file.
+fn hole_in_shared_memory() {
+    let punch = |slot: &Slot, page: Page| slot.area().punch(page.0..page.0 + 1);
+    check_marked_and_dropped(Machine::new(Backing::Shmem, 16), punch);
+}
+
+fn hole_in_shmem_thp() {
+    let punch = |slot: &Slot, page: Page| slot.area().punch(page.0..page.0 + 1);
+    check_marked_and_dropped(Machine::with_huge_pages(Backing::ShmemThp, 1), punch);
+}
+
+fn hole_in_guest_memfd() {
+    check_marked_and_dropped(Machine::new(Backing::GuestMemfd, 16), Slot::discard);
+}
+
+/// All of a hugetlb page goes at a time: what is not marked is empty, what is exits.
+fn pages_of_hugetlb() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousHugetlb, 1);
+    let count = machine.slot.pages();
+    for marked in [0, count - 1] {
+        let bitmap = Bitmap::new(count);
+        let _flag = machine.slot.recreate(&bitmap);
+        machine.slot.fill();
+        machine.read_all();
+        bitmap.mark(Page(marked));
+        let area = machine.slot.area();
+        expect_eq!(area.advise(0..count, Advice::DontNeed), Ok(()));
+        for page in pages(0..count) {
+            if page == Page(marked) {
+                expect_eq!(machine.run(), machine.userfault(page));
                 bitmap.clear(page);
             }
-            machine.read(page..page + 1);
+            expect_eq!(machine.run(), Exit::Sync(page.into(), 0));
         }
     }
 }
 
-/// The same against faults in flight: vCPUs never see the page while it is dropped, however their
-/// faults meet with the mark and the drop.
-fn no_access_slips_through() {
-    rearm_under_vcpus(Backing::Anonymous, 3, 3_000);
+/// How a page is taken from vCPUs that use it, and given back.
+struct Race {
+    machine: Machine,
+    rounds: usize,
+    /// The page that is taken.
+    taken: Page,
+    /// Makes the memory what it is to be in each round.
+    prepare: fn(&Slot),
+    /// Drops the page, and maybe others.
+    discard: fn(&Slot, Page),
 }
 
-/// The same with a guest_memfd, whose pages go by punching a hole.
-fn no_access_slips_through_to_guest_memfd() {
-    rearm_under_vcpus(Backing::GuestMemfd, 3, 3_000);
-}
-
-/// Has vCPUs look for a zero in a page that is dropped and filled again over and over.
+/// Has vCPUs look for a zero in a page that is dropped and filled again over and over: none may see
+/// the page while it is dropped, however faults meet with the mark and the drop.
 ///
-/// Another thread keeps mmap_lock busy. Faults wait for that, and so have the page marked and
-/// dropped between any two steps of theirs.
-fn rearm_under_vcpus(backing: Backing, vcpus: usize, rounds: usize) {
-    let mut machine = Machine::with_guest(backing, 1, vcpus, guest::hunt_zero);
-    let bitmap = Bitmap::marked(1);
-    machine.enable(&bitmap);
+/// vCPUs read the page and its neighbours, so that faults on these map it as well, if they map
+/// a block. Another thread keeps mmap_lock busy. Faults wait for that, and so have the page marked
+/// and dropped between any two steps of theirs.
+fn race(race: Race) {
+    let Race {
+        mut machine,
+        rounds,
+        taken,
+        prepare,
+        discard,
+    } = race;
+    let bitmap = Bitmap::new(machine.slot.pages());
+    bitmap.mark(taken);
+    let _flag = machine.enable(&bitmap);
+    let first = Page(taken.0.saturating_sub(1));
+    let looked_at = 3.min(machine.slot.pages() - first.0) as u64;
+    for vcpu in &mut machine.vcpus {
+        let base = Gva(machine.slot.gpa(first).0);
+        vcpu.set_args(base, looked_at, page_size() as u64);
+    }
 
-    let finished = AtomicBool::new(false);
     let (exits, slipped) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let userfault = machine.userfault(0);
-    let (slot, ended) = (&machine.slot, &finished);
-    let busy = Area::new(4096);
-    busy.fill();
-    thread::scope(|scope| {
-        for vcpu in &mut machine.vcpus {
-            let (exits, slipped) = (&exits, &slipped);
-            scope.spawn(move || {
-                while !ended.load(Ordering::Relaxed) {
-                    match vcpu.run() {
-                        exit if exit == userfault => exits.fetch_add(1, Ordering::Relaxed),
-                        Exit::Sync(0, 0) if ended.load(Ordering::Relaxed) => break,
-                        Exit::Sync(0, 0) => slipped.fetch_add(1, Ordering::Relaxed),
-                        other => panic!("unexpected exit: {other:x?}"),
-                    };
-                }
-            });
+    let userfault = machine.userfault(taken);
+    let index = (taken.0 - first.0) as u64;
+    let on_exit = |exit| match exit {
+        exit if exit == userfault => {
+            exits.fetch_add(1, Ordering::Relaxed);
         }
+        Exit::Sync(page, 0) if page == index => {
+            slipped.fetch_add(1, Ordering::Relaxed);
+        }
+        // The neighbours may be dropped as well, but are not marked.
+        Exit::Sync(_, 0) => {}
+        other => panic!("unexpected exit: {other:x?}"),
+    };
+    let busy = Area::new(Backing::Anonymous, 4096);
+    busy.fill();
+    let finished = AtomicBool::new(false);
+    thread::scope(|scope| {
         scope.spawn(|| {
-            while !ended.load(Ordering::Relaxed) {
+            while !finished.load(Ordering::Relaxed) {
                 busy.protect(Access::Read);
                 busy.protect(Access::ReadWrite);
             }
         });
-        let _finish = Finish(&finished);
-        for round in 0..rounds {
-            slot.write(0, 0, 1 + round as u64);
-            bitmap.clear(0);
-            // Let faults get to different points.
-            let start = Instant::now();
-            let wait = Duration::from_micros(round as u64 * 7 % 300);
-            while start.elapsed() < wait {
-                std::hint::spin_loop();
+        machine.run_while(on_exit, |slot| {
+            for round in 0..rounds {
+                slot.write(taken, 0, 1 + round as u64);
+                prepare(slot);
+                bitmap.clear(taken);
+                // Let faults get to different points.
+                let start = Instant::now();
+                let wait = Duration::from_micros(round as u64 * 7 % 300);
+                while start.elapsed() < wait {
+                    std::hint::spin_loop();
+                }
+                bitmap.mark(taken);
+                discard(slot, taken);
+                // Whoever has slipped through sees the empty page now.
+                thread::yield_now();
             }
-            bitmap.mark(0);
-            slot.discard(0);
-            // Whoever has slipped through sees the empty page now.
-            thread::yield_now();
-        }
+        });
         finished.store(true, Ordering::Relaxed);
-        // This gets vCPUs out of the guest that a wrong kernel keeps there.
-        slot.write(0, 0, 0);
-        bitmap.clear(0);
     });
-
-    assert_eq!(
-        slipped.into_inner(),
-        0,
-        "accesses that saw the dropped page"
-    );
+    let slipped = slipped.into_inner();
+    expect_eq!(slipped, 0, "accesses that saw the dropped page");
     assert!(exits.into_inner() > 0, "no vCPU met a marked page");
 }
 
-/// Setting and clearing the flag, over and over, under running vCPUs: none sees a page while it is
-/// marked, and none sees anything but userfaults.
-fn toggle_under_vcpus() {
-    let mut machine = Machine::with_guest(Backing::Anonymous, 4, 2, guest::hunt_zero);
-    let bitmap = Bitmap::new(4);
-    for page in 0..4 {
-        machine.slot.write(page, 0, 1);
-    }
+/// Leaves the memory as it is.
+fn as_it_is(_: &Slot) {}
 
-    let finished = AtomicBool::new(false);
-    let (slot, ended, bitmap) = (&machine.slot, &finished, &bitmap);
-    thread::scope(|scope| {
-        for vcpu in &mut machine.vcpus {
-            scope.spawn(move || {
-                while !ended.load(Ordering::Relaxed) {
-                    match vcpu.run() {
-                        Exit::Userfault { .. } => thread::yield_now(),
-                        Exit::Sync(_, 0) if ended.load(Ordering::Relaxed) => break,
-                        other => panic!("unexpected exit: {other:x?}"),
-                    }
-                }
-            });
-        }
-        let _finish = Finish(&finished);
-        for _ in 0..200 {
-            bitmap.mark(2);
-            let enabled = slot.set_flags(libkvm::KVM_MEM_USERFAULT, Some(bitmap));
-            assert_eq!(enabled, Ok(()));
-            // Nothing may be seen of this by a vCPU: the page is marked.
-            slot.write(2, 0, 0);
-            thread::yield_now();
-            slot.write(2, 0, 1);
-            bitmap.clear(2);
-            assert_eq!(slot.set_flags(0, None), Ok(()));
-        }
-        finished.store(true, Ordering::Relaxed);
-        slot.write(0, 0, 0);
+/// Drops a page and all others.
+fn discard_all(slot: &Slot, _: Page) {
+    let area = slot.area();
+    expect_eq!(area.advise(0..area.pages(), Advice::DontNeed), Ok(()));
+}
+
+/// Makes the memory a huge page again, of which a page was dropped. That it now and then finds the
+/// memory in use is no concern of this.
+fn collapse(slot: &Slot) {
+    let area = slot.area();
+    let _ = area.advise(0..area.pages(), Advice::Collapse);
+}
+
+fn race_for_a_page() {
+    race(Race {
+        machine: Machine::with_guest(Backing::Anonymous, 1, 3, guest::hunt_zero),
+        rounds: 3_000,
+        taken: Page(0),
+        prepare: as_it_is,
+        discard: Slot::discard,
     });
 }
 
+/// With a guest_memfd, whose pages go by punching a hole.
+fn race_for_a_page_of_guest_memfd() {
+    race(Race {
+        machine: Machine::with_guest(Backing::GuestMemfd, 1, 3, guest::hunt_zero),
+        rounds: 3_000,
+        taken: Page(0),
+        prepare: as_it_is,
+        discard: Slot::discard,
+    });
+}
+
+/// Pages of a block go one by one.
+fn check_race_for_a_page_of_a_block(backing: Backing, taken: Page, discard: fn(&Slot, Page)) {
+    let machine = Machine::with_huge_pages_and_guest(backing, 1, 2, guest::hunt_zero);
+    race(Race {
+        machine,
+        rounds: 300,
+        taken,
+        prepare: collapse,
+        discard,
+    });
+}
+
+fn race_for_the_first_page_of_a_block() {
+    check_race_for_a_page_of_a_block(Backing::AnonymousThp, Page(0), Slot::discard);
+}
+
+fn race_for_a_page_inside_a_block() {
+    check_race_for_a_page_of_a_block(Backing::AnonymousThp, Page(9), Slot::discard);
+}
+
+fn race_for_a_hole_in_a_block() {
+    let punch = |slot: &Slot, page: Page| slot.area().punch(page.0..page.0 + 1);
+    check_race_for_a_page_of_a_block(Backing::ShmemThp, Page(0), punch);
+}
+
+/// All of a huge page goes when one page of it is marked, the first or another.
+fn check_race_for_a_block(backing: Backing, taken: Page) {
+    let machine = Machine::with_huge_pages_and_guest(backing, 1, 3, guest::hunt_zero);
+    race(Race {
+        machine,
+        rounds: 500,
+        taken,
+        prepare: as_it_is,
+        discard: discard_all,
+    });
+}
+
+fn race_for_a_block_of_thp() {
+    check_race_for_a_block(Backing::AnonymousThp, Page(0));
+}
+
+fn race_for_a_block_of_hugetlb() {
+    check_race_for_a_block(Backing::AnonymousHugetlb, Page(0));
+    check_race_for_a_block(Backing::AnonymousHugetlb, Page(9));
+}
+
+/// An exit holds nothing: when faults have met marks in all ways, the pages that they found can be
+/// moved into a huge page, for which nobody else may have a reference to them.
+fn exits_keep_no_page() {
+    let backing = Backing::ShmemThp;
+    let count = backing.need_huge_pages(1);
+    // Does the kernel do that at all?
+    let other = Area::new(backing, count);
+    other.fill();
+    if let Err(error) = other.advise(0..count, Advice::Collapse) {
+        ktap::skip(format!("the host has no huge page to give: {error:?}"));
+    }
+    drop(other);
+
+    let mut machine = Machine::with_guest(backing, count, 2, guest::hunt_zero);
+    machine.slot.fill();
+    machine.slot.write(Page(0), 0, 1);
+    // If this was a huge page, it no longer is.
+    machine.slot.area().punch(count - 1..count);
+    machine.slot.write(Page(count - 1), 0, 1);
+    let bitmap = Bitmap::new(count);
+    let flag = machine.enable(&bitmap);
+    for vcpu in &mut machine.vcpus {
+        vcpu.set_args(Gva(GPA.0), 8, page_size() as u64);
+    }
+    let exits = AtomicUsize::new(0);
+    let on_exit = |exit| match exit {
+        Exit::Userfault { .. } => {
+            exits.fetch_add(1, Ordering::Relaxed);
+        }
+        other => panic!("unexpected exit: {other:x?}"),
+    };
+    machine.run_while(on_exit, |slot| {
+        let mut rounds = 0;
+        while rounds < 500 || exits.load(Ordering::Relaxed) < 50 {
+            rounds += 1;
+            for page in pages(0..8) {
+                bitmap.mark(page);
+                // The page stays in the file.
+                slot.discard(page);
+            }
+            thread::yield_now();
+            pages(0..8).for_each(|page| {
+                bitmap.clear(page);
+            });
+        }
+    });
+    flag.disable();
+    let collapsed = machine.slot.area().advise(0..count, Advice::Collapse);
+    expect_eq!(collapsed, Ok(()), "somebody has a page");
+}
+
 test_main! {
+    about: "Marking a page again, and dropping it, while vCPUs use it.",
     needs: needs_userfault,
     cases: [
-        marked_and_dropped_page_exits,
-        no_access_slips_through,
-        no_access_slips_through_to_guest_memfd,
-        toggle_under_vcpus,
-    ]
+        page_of_anonymous_memory,
+        page_of_anonymous_thp,
+        page_of_shared_memory,
+        page_of_shmem_thp,
+        hole_in_shared_memory,
+        hole_in_shmem_thp,
+        hole_in_guest_memfd,
+        pages_of_hugetlb,
+        race_for_a_page,
+        race_for_a_page_of_guest_memfd,
+        race_for_the_first_page_of_a_block,
+        race_for_a_page_inside_a_block,
+        race_for_a_hole_in_a_block,
+        race_for_a_block_of_thp,
+        race_for_a_block_of_hugetlb,
+        exits_keep_no_page,
+    ],
 }

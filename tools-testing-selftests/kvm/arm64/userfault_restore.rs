@@ -7,24 +7,7 @@
 //! by a handler thread of userfaultfd without userfault. Each way is measured. A failure means
 //! that a restored guest would have seen a page that is not the one that was saved.
 
-use libkvm::{
-    fixture::needs_userfault,
-    guest,
-    host_page_size,
-    ktap::{
-        self,
-        Finish, //
-    },
-    test_main,
-    Backing,
-    Bitmap,
-    Exit,
-    Slot,
-    Uffd,
-    Vcpu,
-    Vm,
-    KVM_MEM_USERFAULT, //
-};
+use libkvm::*;
 use std::{
     fs::{
         self,
@@ -48,8 +31,6 @@ use std::{
     },
 };
 
-const SLOT: u32 = 1;
-const GPA: u64 = 1 << 30;
 const VCPUS: usize = 4;
 
 /// The size of the guest's memory: 16 MiB, so that the program is quick under emulation too.
@@ -64,23 +45,25 @@ const fn word(number: u64) -> u64 {
     (number ^ 0x7573_6572_6661_756c).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Guest code that verifies the memory from `base` on, starting at an offset so that vCPUs meet
-/// pages in different orders. Reports the offset of the first wrong word, if there is one.
-extern "C" fn verify(base: u64, size: u64, start: u64) -> ! {
-    let mut done = 0;
-    let mut offset = start;
-    while done < size {
-        let value = guest::read(base.wrapping_add(offset));
-        if value != word(offset >> 3) {
-            guest::sync(offset, value);
+guest_code! {
+    /// Verifies the memory from `base` on, starting at an offset so that vCPUs meet pages in
+    /// different orders. Reports the offset of the first wrong word, if there is one.
+    fn verify(guest: Guest, base: Gva, size: u64, start: u64) {
+        let mut done = 0;
+        let mut offset = start;
+        while done < size {
+            let value = guest.read(base + Bytes(offset));
+            if value != word(offset >> 3) {
+                guest.sync(offset, value);
+            }
+            offset = offset.wrapping_add(8);
+            if offset == size {
+                offset = 0;
+            }
+            done = done.wrapping_add(8);
         }
-        offset = offset.wrapping_add(8);
-        if offset == size {
-            offset = 0;
-        }
-        done = done.wrapping_add(8);
+        guest.done()
     }
-    guest::done()
 }
 
 /// The snapshot file.
@@ -106,10 +89,9 @@ impl Snapshot {
         Self(file)
     }
 
-    fn read(&self, page: usize, content: &mut [u8]) {
-        let offset = (page * host_page_size()) as u64;
+    fn read(&self, page: Page, content: &mut [u8]) {
         self.0
-            .read_exact_at(content, offset)
+            .read_exact_at(content, page.offset().0)
             .expect("cannot read the snapshot file");
     }
 }
@@ -139,18 +121,18 @@ impl Figures {
 
 /// Returns a VM whose vCPUs are ready to verify a slot that is still empty.
 fn machine() -> (Slot, Vec<Vcpu>) {
-    let pages = SIZE / host_page_size();
-    let (mut vm, mut vcpus) = Vm::new(VCPUS, pages, verify);
-    let slot = vm.add_slot(Backing::Anonymous, SLOT, GPA, pages);
+    let pages = SIZE / page_size();
+    let (mut vm, mut vcpus) = Vm::new(pages, VCPUS, verify);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, GPA, pages);
     for (number, vcpu) in vcpus.iter_mut().enumerate() {
-        vcpu.set_args([GPA, SIZE as u64, (SIZE / VCPUS * number) as u64]);
+        vcpu.set_args(Gva(GPA.0), SIZE as u64, (SIZE / VCPUS * number) as u64);
     }
     (slot, vcpus)
 }
 
 /// Runs a vCPU to the end of its verification, calling `userfault` for each such exit.
-fn run(vcpu: &mut Vcpu, mut userfault: impl FnMut(u64)) {
-    let (mut last, mut since) = (0, Instant::now());
+fn run(vcpu: &mut Vcpu, mut userfault: impl FnMut(Gpa)) {
+    let (mut last, mut since) = (Gpa(0), Instant::now());
     loop {
         match vcpu.run() {
             Exit::Userfault { gpa, .. } => {
@@ -158,7 +140,7 @@ fn run(vcpu: &mut Vcpu, mut userfault: impl FnMut(u64)) {
                 if gpa != last {
                     (last, since) = (gpa, Instant::now());
                 }
-                assert!(since.elapsed() < PATIENCE, "{gpa:#x} stays marked");
+                assert!(since.elapsed() < PATIENCE, "{gpa:?} stays marked");
                 userfault(gpa);
             }
             Exit::Done => return,
@@ -176,11 +158,11 @@ fn restore_by_handler() {
     let snapshot = Snapshot::new();
     let (slot, mut vcpus) = machine();
     let bitmap = Bitmap::marked(slot.pages());
-    assert_eq!(slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)), Ok(()));
+    let _flag = slot.enable(&bitmap);
 
     let start = Instant::now();
     let (faults, restored) = thread::scope(|scope| {
-        let (ask, asked) = mpsc::channel::<(usize, mpsc::SyncSender<()>)>();
+        let (ask, asked) = mpsc::channel::<(Page, mpsc::SyncSender<()>)>();
         for vcpu in &mut vcpus {
             let (ask, slot) = (ask.clone(), &slot);
             scope.spawn(move || {
@@ -195,13 +177,13 @@ fn restore_by_handler() {
         drop(ask);
 
         let (mut faults, mut restored) = (0, 0);
-        let mut content = vec![0; host_page_size()];
+        let mut content = vec![0; page_size()];
         for (page, answer) in asked {
             faults += 1;
             // Another vCPU may have asked for the same page before.
             if bitmap.is_marked(page) {
                 snapshot.read(page, &mut content);
-                slot.fill(page, &content);
+                slot.fill_page(page, &content);
                 bitmap.clear(page);
                 restored += 1;
             }
@@ -210,7 +192,7 @@ fn restore_by_handler() {
         (faults, restored)
     });
 
-    assert_eq!(restored, slot.pages(), "pages restored");
+    expect_eq!(restored, slot.pages(), "pages restored");
     let figures = Figures {
         name: "userfault, handler thread",
         pages: slot.pages(),
@@ -226,21 +208,21 @@ fn restore_by_vcpu() {
     let (slot, mut vcpus) = machine();
     let bitmap = Bitmap::marked(slot.pages());
     let unclaimed = Bitmap::marked(slot.pages());
-    assert_eq!(slot.set_flags(KVM_MEM_USERFAULT, Some(&bitmap)), Ok(()));
+    let _flag = slot.enable(&bitmap);
 
     let faults = AtomicUsize::new(0);
     let start = Instant::now();
     thread::scope(|scope| {
         for vcpu in &mut vcpus {
             scope.spawn(|| {
-                let mut content = vec![0; host_page_size()];
+                let mut content = vec![0; page_size()];
                 run(vcpu, |gpa| {
                     let page = slot.page_of(gpa);
                     faults.fetch_add(1, Ordering::Relaxed);
                     // The first to ask fills the page; the others run into it again.
                     if unclaimed.clear(page) {
                         snapshot.read(page, &mut content);
-                        slot.fill(page, &content);
+                        slot.fill_page(page, &content);
                         bitmap.clear(page);
                     } else {
                         thread::yield_now();
@@ -262,29 +244,28 @@ fn restore_by_vcpu() {
 fn restore_by_userfaultfd() {
     let snapshot = Snapshot::new();
     let (slot, mut vcpus) = machine();
-    let uffd = Uffd::missing(&slot)
-        .unwrap_or_else(|error| ktap::skip(format!("no userfaultfd: {error:?}")));
+    let uffd = Uffd::new(slot.area());
 
     let finished = AtomicBool::new(false);
     let faults = AtomicUsize::new(0);
     let start = Instant::now();
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut content = vec![0; host_page_size()];
+            let mut content = vec![0; page_size()];
             while !finished.load(Ordering::Relaxed) {
-                if let Some(fault) = uffd.wait(Duration::from_millis(20)) {
+                if let Some(page) = uffd.wait(Duration::from_millis(20)) {
                     faults.fetch_add(1, Ordering::Relaxed);
-                    snapshot.read(fault.page, &mut content);
-                    uffd.copy(fault.page, &content);
+                    snapshot.read(page, &mut content);
+                    uffd.copy(page, &content);
                 }
             }
         });
-        let _finish = Finish(&finished);
         thread::scope(|scope| {
             for vcpu in &mut vcpus {
-                scope.spawn(|| run(vcpu, |gpa| panic!("userfault at {gpa:#x} without the flag")));
+                scope.spawn(|| run(vcpu, |gpa| panic!("userfault at {gpa:?} without the flag")));
             }
         });
+        finished.store(true, Ordering::Relaxed);
     });
     let figures = Figures {
         name: "userfaultfd, handler thread",
@@ -296,10 +277,11 @@ fn restore_by_userfaultfd() {
 }
 
 test_main! {
+    about: "Restores a guest from a snapshot file on demand, as a VMM would.",
     needs: needs_userfault,
     cases: [
         restore_by_handler,
         restore_by_vcpu,
         restore_by_userfaultfd,
-    ]
+    ],
 }

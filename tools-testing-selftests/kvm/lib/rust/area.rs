@@ -1,33 +1,119 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Memory of the VMM whose mapping a test changes.
+//! Memory of this process that guests are given, or that KVM reads bitmaps from.
 
 use crate::{
-    bindings,
-    errno::Errno,
-    vm::host_page_size, //
+    bindings, ktap,
+    sys::{
+        page_size,
+        Errno, //
+    },
+    units::{
+        Bytes,
+        Hva,
+        Page, //
+    },
 };
 use std::{
+    ffi::c_int,
+    fs::{
+        self,
+        File, //
+    },
+    ops::Range,
+    os::{
+        fd::{
+            AsRawFd,
+            FromRawFd, //
+        },
+        unix::fs::FileExt, //
+    },
     ptr::{
         self,
         NonNull, //
     },
-    sync::atomic::{
-        AtomicU8,
-        Ordering, //
+    sync::{
+        atomic::{
+            AtomicU64,
+            AtomicU8,
+            Ordering, //
+        },
+        Arc,
+        Mutex,
+        MutexGuard, //
     },
 };
 
-/// Pages of memory, with a page behind them that can never be accessed.
-pub struct Area {
-    start: NonNull<u8>,
-    len: usize,
+/// What memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Anonymous memory in pages.
+    Anonymous,
+    /// Anonymous memory that the kernel is asked to back by transparent huge pages.
+    AnonymousThp,
+    /// Anonymous memory of the default huge page size of hugetlbfs.
+    AnonymousHugetlb,
+    /// Shared memory.
+    Shmem,
+    /// Shared memory that the kernel is asked to back by transparent huge pages.
+    ShmemThp,
+    /// Shared memory of the default huge page size of hugetlbfs.
+    SharedHugetlb,
+    /// A guest_memfd that is mapped in this process, too.
+    GuestMemfd,
 }
 
-// SAFETY: The memory belongs to the process, and all access to it is atomic.
-unsafe impl Send for Area {}
-// SAFETY: As above.
-unsafe impl Sync for Area {}
+impl Backing {
+    /// Those whose memory is in huge pages.
+    pub const HUGE: [Self; 4] = [
+        Self::AnonymousThp,
+        Self::ShmemThp,
+        Self::AnonymousHugetlb,
+        Self::SharedHugetlb,
+    ];
+
+    fn is_thp(self) -> bool {
+        matches!(self, Self::AnonymousThp | Self::ShmemThp)
+    }
+
+    fn is_hugetlb(self) -> bool {
+        matches!(self, Self::AnonymousHugetlb | Self::SharedHugetlb)
+    }
+
+    /// Returns how many pages of the host one of its pages is, or [`None`] where the kernel has no
+    /// such memory.
+    pub fn huge_pages(self) -> Option<usize> {
+        let size = if self.is_thp() {
+            let text = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size";
+            fs::read_to_string(text).ok()?.trim().parse().ok()?
+        } else if self.is_hugetlb() {
+            meminfo("Hugepagesize:")? << 10
+        } else {
+            page_size()
+        };
+        Some(size / page_size())
+    }
+
+    /// As [`Backing::huge_pages`], or skips the case where so many huge pages are not to be had.
+    pub fn need_huge_pages(self, count: usize) -> usize {
+        let pages = self
+            .huge_pages()
+            .unwrap_or_else(|| ktap::skip(format!("no {self:?} in this kernel")));
+        if self.is_hugetlb() && meminfo("HugePages_Free:").unwrap_or(0) < count {
+            ktap::skip(format!(
+                "fewer than {count} free hugetlb pages (nr_hugepages)"
+            ));
+        }
+        pages
+    }
+}
+
+/// Returns a number of /proc/meminfo.
+fn meminfo(name: &str) -> Option<usize> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
 
 /// What may be done with the pages of an area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,103 +127,417 @@ pub enum Access {
 }
 
 impl Access {
-    fn protection(self) -> i32 {
+    fn protection(self) -> c_int {
         (match self {
             Self::None => bindings::PROT_NONE,
             Self::Read => bindings::PROT_READ,
             Self::ReadWrite => bindings::PROT_READ | bindings::PROT_WRITE,
-        }) as i32
+        }) as c_int
     }
 }
 
-impl Area {
-    /// Maps private memory of `pages` pages.
-    pub fn new(pages: usize) -> Self {
-        Self::map(pages, bindings::MAP_PRIVATE)
-    }
+/// What the kernel is asked to do with pages of an area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Advice {
+    /// Drop them from this mapping.
+    DontNeed = bindings::MADV_DONTNEED,
+    /// Make them a huge page.
+    Collapse = bindings::MADV_COLLAPSE,
+    /// Write them to swap.
+    PageOut = bindings::MADV_PAGEOUT,
+    /// Share them with other pages of the same content.
+    Mergeable = bindings::MADV_MERGEABLE,
+}
 
-    /// Maps memory of `pages` pages as it is shared between processes.
-    pub fn shared(pages: usize) -> Self {
-        Self::map(pages, bindings::MAP_SHARED)
+/// A signal handler.
+extern "C" fn ignore(_signal: c_int) {}
+
+/// Pages of memory, with a page behind them that can never be accessed.
+///
+/// Whoever has an area keeps it mapped. Everything in it is accessed by atomics, as guests, KVM and
+/// other processes may do so at the same time.
+#[derive(Clone)]
+pub struct Area(Arc<Mapping>);
+
+struct Mapping {
+    backing: Backing,
+    start: NonNull<u8>,
+    len: usize,
+    /// What has to be unmapped in the end, if this is not for somebody else to do.
+    reserved: Option<(NonNull<u8>, usize)>,
+    /// The file that is mapped, and from where on.
+    file: Mutex<Option<File>>,
+    file_start: u64,
+}
+
+// SAFETY: The memory belongs to the process, and all access to it is atomic.
+unsafe impl Send for Mapping {}
+// SAFETY: As above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some((start, len)) = self.reserved {
+            // SAFETY: The range is this mapping's, and nothing refers to it any more.
+            unsafe { bindings::munmap(start.as_ptr().cast(), len) };
+        }
+    }
+}
+
+/// Calls mmap().
+///
+/// # Safety
+///
+/// What is at a fixed address must be the caller's to replace.
+unsafe fn mmap(
+    address: *mut u8,
+    len: usize,
+    access: Access,
+    flags: u32,
+    file: Option<(&File, u64)>,
+) -> Result<NonNull<u8>, Errno> {
+    let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset as i64));
+    let (access, flags) = (access.protection(), flags as c_int);
+    // SAFETY: By this function's own requirement.
+    let ret = unsafe { bindings::mmap(address.cast(), len, access, flags, fd, offset) };
+    Errno::check_address(ret).map(|start| NonNull::new(start).expect("mmap returned NULL"))
+}
+
+impl Area {
+    /// Maps memory of `pages` pages, none of which is there yet.
+    #[track_caller]
+    pub fn new(backing: Backing, pages: usize) -> Self {
+        let anonymous = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS;
+        match backing {
+            Backing::Anonymous | Backing::AnonymousThp => {
+                Self::map(backing, pages, anonymous, None)
+            }
+            Backing::AnonymousHugetlb => {
+                Self::map(backing, pages, anonymous | bindings::MAP_HUGETLB, None)
+            }
+            Backing::Shmem | Backing::ShmemThp => Self::of_memfd(backing, pages, 0),
+            Backing::SharedHugetlb => Self::of_memfd(backing, pages, bindings::MFD_HUGETLB),
+            Backing::GuestMemfd => panic!("a guest_memfd belongs to a VM: see Vm::guest_memfd()"),
+        }
     }
 
     /// Maps private memory of `pages` pages, more than there may be of it.
     pub fn reserved(pages: usize) -> Self {
-        Self::map(pages, bindings::MAP_PRIVATE | bindings::MAP_NORESERVE)
+        let flags = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_NORESERVE;
+        Self::map(Backing::Anonymous, pages, flags, None)
     }
 
-    fn map(pages: usize, flags: u32) -> Self {
-        let len = pages * host_page_size();
-        let flags = (flags | bindings::MAP_ANONYMOUS) as i32;
-        let access = Access::ReadWrite.protection();
-        // SAFETY: This maps new memory, at an address that the kernel chooses.
-        let start = unsafe {
-            bindings::mmap(
-                ptr::null_mut(),
-                len + host_page_size(),
-                access,
-                flags,
-                -1,
-                0,
-            )
+    #[track_caller]
+    fn of_memfd(backing: Backing, pages: usize, flags: u32) -> Self {
+        // SAFETY: The name is a C string.
+        let fd = unsafe { bindings::memfd_create(c"kvm_selftest".as_ptr(), flags) };
+        let fd = Errno::check(fd).expect("memfd_create failed");
+        // SAFETY: The file descriptor is new and has no other owner.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(Bytes::of_pages(pages).0)
+            .expect("cannot set the size of the memfd");
+        Self::of_file(backing, file, Bytes(0), pages)
+    }
+
+    /// Maps a file, from `start` on.
+    #[track_caller]
+    pub(crate) fn of_file(backing: Backing, file: File, start: Bytes, pages: usize) -> Self {
+        Self::map(backing, pages, bindings::MAP_SHARED, Some((file, start.0)))
+    }
+
+    #[track_caller]
+    fn map(backing: Backing, pages: usize, flags: u32, file: Option<(File, u64)>) -> Self {
+        let len = pages * page_size();
+        let align = backing.huge_pages().unwrap_or(1) * page_size();
+        let total = len + align + page_size();
+        let nothing = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_NORESERVE;
+        let mapped = file.as_ref().map(|(file, start)| (file, *start));
+        // SAFETY: The first is new memory, at an address that the kernel chooses, and the second is
+        // inside of it.
+        let (reserved, start) = unsafe {
+            let reserved = mmap(ptr::null_mut(), total, Access::None, nothing, None)
+                .expect("cannot reserve addresses");
+            let start = reserved.as_ptr();
+            let start = start.add(start.align_offset(align));
+            let flags = flags | bindings::MAP_FIXED;
+            let start =
+                mmap(start, len, Access::ReadWrite, flags, mapped).unwrap_or_else(|error| {
+                    panic!("cannot map {pages} pages of {backing:?}: {error:?}")
+                });
+            (reserved, start)
         };
-        assert_ne!(start as isize, -1, "mmap failed: {:?}", Errno::last());
-        let area = Self {
-            start: NonNull::new(start.cast()).expect("mmap returned NULL"),
+        let (file, file_start) = file.map_or((None, 0), |(file, start)| (Some(file), start));
+        let area = Self(Arc::new(Mapping {
+            backing,
+            start,
             len,
-        };
-        area.protect_range(len, host_page_size(), Access::None);
+            reserved: Some((reserved, total)),
+            file: Mutex::new(file),
+            file_start,
+        }));
+        match backing {
+            Backing::AnonymousThp | Backing::ShmemThp => area
+                .madvise(0..pages, bindings::MADV_HUGEPAGE)
+                .expect("MADV_HUGEPAGE failed"),
+            Backing::Anonymous | Backing::Shmem => {
+                // A kernel without huge pages does not know this.
+                let _ = area.madvise(0..pages, bindings::MADV_NOHUGEPAGE);
+            }
+            _ => {}
+        }
         area
     }
 
-    /// Writes to each page, so that there is memory for it.
-    pub fn fill(&self) {
-        for page in 0..self.len / host_page_size() {
-            // SAFETY: The byte is inside the mapping.
-            let byte = unsafe { AtomicU8::from_ptr(self.at(page * host_page_size())) };
-            byte.store(1, Ordering::Relaxed);
-        }
+    /// Wraps memory that is unmapped by somebody else.
+    ///
+    /// # Safety
+    ///
+    /// It must be mapped, readable and writable for as long as the area is there, and there may be
+    /// no references to it.
+    pub(crate) unsafe fn of_others(start: NonNull<u8>, len: usize) -> Self {
+        Self(Arc::new(Mapping {
+            backing: Backing::Anonymous,
+            start,
+            len,
+            reserved: None,
+            file: Mutex::new(None),
+            file_start: 0,
+        }))
     }
 
-    /// Changes what may be done with the pages. This process ends if it does anything else.
-    pub fn protect(&self, access: Access) {
-        self.protect_range(0, self.len, access);
+    /// Returns the kernel's data for the vDSO, memory that has no struct page which KVM can use, or
+    /// skips the case where there is none. Nobody can write there.
+    pub fn of_vdso_data() -> Self {
+        let maps = fs::read_to_string("/proc/self/maps").expect("cannot read maps");
+        let Some(line) = maps.lines().find(|line| line.contains("[vvar")) else {
+            ktap::skip("no [vvar] in /proc/self/maps");
+        };
+        let start = line.split('-').next().unwrap_or_default();
+        let start = usize::from_str_radix(start, 16).expect("not an address in maps");
+        let start = NonNull::new(start as *mut u8).expect("not an address in maps");
+        // SAFETY: It stays mapped. Whoever writes there ends the process.
+        unsafe { Self::of_others(start, page_size()) }
     }
 
-    fn protect_range(&self, offset: usize, len: usize, access: Access) {
-        let ret =
-            // SAFETY: The range is inside the mapping, nothing but atomics is accessed there, and
-            // that only while it is allowed.
-            unsafe { bindings::mprotect(self.at(offset).cast(), len, access.protection()) };
-        Errno::check(ret).expect("mprotect failed");
+    /// Maps the same file once more, at another address.
+    #[track_caller]
+    pub fn alias(&self) -> Self {
+        let file = self.file();
+        let file = file.as_ref().expect("the memory is not shared");
+        let file = file
+            .try_clone()
+            .expect("cannot duplicate the file descriptor");
+        let start = Bytes(self.0.file_start);
+        Self::of_file(Backing::Shmem, file, start, self.pages())
     }
 
-    /// Returns the address of a byte.
-    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
-        assert!(offset <= self.len, "outside the area");
-        // SAFETY: The offset is inside the mapping.
-        unsafe { self.start.as_ptr().add(offset) }
+    pub(crate) fn file(&self) -> MutexGuard<'_, Option<File>> {
+        self.0.file.lock().expect("another thread has failed")
     }
 
-    /// Returns the address, as KVM wants to know it.
-    pub fn address(&self) -> u64 {
-        self.at(0) as u64
+    /// Returns what it is made of.
+    pub fn backing(&self) -> Backing {
+        self.0.backing
+    }
+
+    /// Returns where the memory begins in its file.
+    pub(crate) fn file_start(&self) -> Bytes {
+        Bytes(self.0.file_start)
+    }
+
+    /// Closes the file, which stays mapped.
+    pub fn close_file(&self) {
+        *self.file() = None;
     }
 
     /// Returns the number of bytes.
+    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.len
+        self.0.len
     }
 
-    /// Returns whether there is no byte.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    /// Returns the number of pages.
+    pub fn pages(&self) -> usize {
+        self.len() / page_size()
     }
-}
 
-impl Drop for Area {
-    fn drop(&mut self) {
-        // SAFETY: The mapping is this area's, and nothing refers to it any more.
-        unsafe { bindings::munmap(self.start.as_ptr().cast(), self.len + host_page_size()) };
+    /// Returns the address of a byte, or of the end.
+    #[track_caller]
+    pub fn at(&self, offset: usize) -> Hva {
+        Hva(self.pointer(offset, 0) as u64)
+    }
+
+    #[track_caller]
+    fn pointer(&self, offset: usize, len: usize) -> *mut u8 {
+        assert!(offset + len <= self.len(), "outside the area");
+        // SAFETY: The offset is inside the mapping.
+        unsafe { self.0.start.as_ptr().add(offset) }
+    }
+
+    /// Returns a byte.
+    #[track_caller]
+    pub fn byte(&self, offset: usize) -> &AtomicU8 {
+        // SAFETY: The byte is inside the mapping.
+        unsafe { AtomicU8::from_ptr(self.pointer(offset, 1)) }
+    }
+
+    /// Returns a word of a page.
+    #[track_caller]
+    pub fn word(&self, page: Page, index: usize) -> &AtomicU64 {
+        let offset = page.offset().0 as usize + index * size_of::<u64>();
+        // SAFETY: The word is inside the mapping, and aligned as pages are.
+        unsafe { AtomicU64::from_ptr(self.pointer(offset, size_of::<u64>()).cast()) }
+    }
+
+    /// Writes each page's number to its first word, so that there is memory for it.
+    pub fn fill(&self) {
+        for page in crate::pages(0..self.pages()) {
+            self.word(page, 0).store(page.into(), Ordering::Relaxed);
+        }
+    }
+
+    /// Fills a page.
+    #[track_caller]
+    pub fn fill_page(&self, page: Page, content: &[u8]) {
+        assert_eq!(content.len(), page_size(), "not a page");
+        for (index, word) in content.chunks_exact(size_of::<u64>()).enumerate() {
+            let word = u64::from_ne_bytes(word.try_into().expect("a chunk is a word"));
+            self.word(page, index).store(word, Ordering::Relaxed);
+        }
+    }
+
+    fn range(&self, pages: Range<usize>) -> (*mut std::ffi::c_void, usize) {
+        let len = pages.len() * page_size();
+        (self.pointer(pages.start * page_size(), len).cast(), len)
+    }
+
+    /// Changes what may be done with the pages. This process ends if it does anything else.
+    #[track_caller]
+    pub fn protect(&self, access: Access) {
+        self.protect_pages(0..self.pages(), access);
+    }
+
+    /// As [`Area::protect`], for some of them.
+    #[track_caller]
+    pub fn protect_pages(&self, pages: Range<usize>, access: Access) {
+        let (start, len) = self.range(pages);
+        // SAFETY: The range is inside the mapping, where nothing but atomics is accessed, and that
+        // only while it is allowed.
+        let ret = unsafe { bindings::mprotect(start, len, access.protection()) };
+        Errno::check(ret).expect("mprotect failed");
+    }
+
+    fn madvise(&self, pages: Range<usize>, advice: u32) -> Result<(), Errno> {
+        let (start, len) = self.range(pages);
+        // SAFETY: The range is inside the mapping, and nothing relies on what is in there.
+        Errno::check(unsafe { bindings::madvise(start, len, advice as c_int) }).map(|_| ())
+    }
+
+    /// Asks the kernel to do something with pages.
+    pub fn advise(&self, pages: Range<usize>, advice: Advice) -> Result<(), Errno> {
+        self.madvise(pages, advice as u32)
+    }
+
+    /// Drops a page from this mapping. The next access finds it unmapped, and empty if the memory
+    /// is private.
+    #[track_caller]
+    pub fn drop_page(&self, page: Page) {
+        let dropped = self.advise(page.0..page.0 + 1, Advice::DontNeed);
+        assert_eq!(dropped, Ok(()), "MADV_DONTNEED");
+    }
+
+    /// Punches pages out of the file, so that the next access finds them unmapped and empty.
+    #[track_caller]
+    pub fn punch(&self, pages: Range<usize>) {
+        let file = self.file();
+        let file = file.as_ref().expect("the memory is no file");
+        let mode = bindings::FALLOC_FL_PUNCH_HOLE | bindings::FALLOC_FL_KEEP_SIZE;
+        let start = self.0.file_start + Bytes::of_pages(pages.start).0;
+        let len = Bytes::of_pages(pages.len()).0;
+        // SAFETY: The call takes numbers only, and nothing relies on what is in the file.
+        let ret = unsafe {
+            bindings::fallocate(file.as_raw_fd(), mode as c_int, start as i64, len as i64)
+        };
+        Errno::check(ret).expect("cannot punch a hole");
+    }
+
+    /// Cuts the file off after some pages. This process ends if it accesses what is gone.
+    #[track_caller]
+    pub fn truncate(&self, pages: usize) {
+        let len = self.0.file_start + Bytes::of_pages(pages).0;
+        let file = self.file();
+        let file = file.as_ref().expect("the memory is no file");
+        file.set_len(len).expect("cannot truncate the file");
+    }
+
+    /// Puts new shared memory in the place of pages, as a mapping of its own.
+    #[track_caller]
+    pub fn replace(&self, pages: Range<usize>) {
+        let flags = bindings::MAP_SHARED | bindings::MAP_ANONYMOUS | bindings::MAP_FIXED;
+        let (start, len) = self.range(pages);
+        // SAFETY: The range is inside the mapping, to which there are no references but atomics.
+        unsafe { mmap(start.cast(), len, Access::ReadWrite, flags, None) }.expect("mmap failed");
+    }
+
+    /// Returns how many bytes the kernel says to be in huge pages: of a field of smaps whose name
+    /// contains one of these.
+    fn smaps(&self, names: &[&str]) -> usize {
+        let text = fs::read_to_string("/proc/self/smaps").expect("cannot read smaps");
+        let (start, end) = (self.at(0).0, self.at(self.len()).0);
+        let (mut inside, mut sum) = (false, 0);
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(first), second) = (words.next(), words.next()) else {
+                continue;
+            };
+            if let Some((from, to)) = first.split_once('-') {
+                let hex = |text| u64::from_str_radix(text, 16).expect("not an address in smaps");
+                inside = hex(from) < end && start < hex(to);
+            } else if inside && names.contains(&first) {
+                let kilobytes = second.and_then(|number| number.parse::<usize>().ok());
+                sum += kilobytes.expect("not a number in smaps") << 10;
+            }
+        }
+        sum
+    }
+
+    /// Takes the memory of a page for broken until the case ends, or skips it where that cannot be
+    /// undone then.
+    #[track_caller]
+    pub fn poison(&self, page: Page) {
+        const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
+        if let Err(error) = fs::metadata(UNPOISON) {
+            ktap::skip(format!("cannot unpoison a page: {UNPOISON}: {error}"));
+        }
+        let entry = self.pointer(page.offset().0 as usize, page_size()) as usize / page_size();
+        let mut pagemap = [0; 8];
+        File::open("/proc/self/pagemap")
+            .and_then(|file| file.read_exact_at(&mut pagemap, entry as u64 * 8))
+            .expect("cannot read pagemap");
+        let frame = u64::from_ne_bytes(pagemap) & ((1 << 55) - 1);
+        assert_ne!(frame, 0, "pagemap does not tell where the page is");
+        // The kernel tells whoever has the page mapped.
+        // SAFETY: The handler does nothing.
+        unsafe { bindings::signal(bindings::SIGBUS as c_int, Some(ignore)) };
+        ktap::at_end(move || drop(fs::write(UNPOISON, format!("{frame:#x}"))));
+        let poisoned = self.madvise(page.0..page.0 + 1, bindings::MADV_HWPOISON);
+        assert_eq!(poisoned, Ok(()), "MADV_HWPOISON");
+    }
+
+    /// Returns whether all of it is in huge pages, as the kernel says.
+    pub fn is_huge(&self) -> bool {
+        let names = [
+            "AnonHugePages:",
+            "ShmemPmdMapped:",
+            "Private_Hugetlb:",
+            "Shared_Hugetlb:",
+        ];
+        self.smaps(&names) == self.len()
+    }
+
+    /// Returns how many bytes of it are in swap.
+    pub fn swapped(&self) -> usize {
+        self.smaps(&["Swap:"])
     }
 }

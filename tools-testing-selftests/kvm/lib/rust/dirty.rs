@@ -4,41 +4,51 @@
 
 use crate::{
     bindings,
-    errno::Errno,
-    Slot,
-    Vcpu,
-    Vm, //
+    handle::request,
+    slot::Slot,
+    sys::{
+        ioctl_number,
+        Errno,
+        Number, //
+    },
+    units::Page,
+    vcpu::Vcpu,
+    vm::Vm, //
 };
-use std::ptr;
+use std::sync::atomic::{
+    AtomicU32,
+    Ordering, //
+};
 
 impl Slot {
     /// Returns the pages that KVM_GET_DIRTY_LOG reports, and starts over.
-    pub fn dirty_pages(&self) -> Vec<usize> {
+    #[track_caller]
+    pub fn dirty_pages(&self) -> Vec<Page> {
         let mut bitmap = vec![0u64; self.pages().div_ceil(64)];
         let mut log = bindings::kvm_dirty_log {
-            slot: self.region().slot,
+            slot: self.id(),
             ..Default::default()
         };
         log.__bindgen_anon_1.dirty_bitmap = bitmap.as_mut_ptr().cast();
-        self.ioctl(bindings::LIBKVM_GET_DIRTY_LOG, &log)
+        request::GET_DIRTY_LOG
+            .call(self.vm().fd(), &mut log)
             .expect("KVM_GET_DIRTY_LOG failed");
-        (0..self.pages())
-            .filter(|page| bitmap[page / 64] & (1 << (page % 64)) != 0)
-            .collect()
+        let is_dirty = |page: &Page| bitmap[page.0 / 64] & (1 << (page.0 % 64)) != 0;
+        crate::pages(0..self.pages()).filter(is_dirty).collect()
     }
-}
 
-impl Slot {
     /// Has KVM watch all pages for writes anew, where it leaves that to the VMM.
+    #[track_caller]
     pub fn clear_dirty_log(&self) {
-        let ones = vec![u64::MAX; self.pages().div_ceil(64)];
+        let mut ones = vec![u64::MAX; self.pages().div_ceil(64)];
         let mut clear = bindings::kvm_clear_dirty_log {
-            slot: self.region().slot,
+            slot: self.id(),
             num_pages: self.pages() as u32,
             ..Default::default()
         };
-        clear.__bindgen_anon_1.dirty_bitmap = ones.as_ptr() as *mut _;
-        self.ioctl(bindings::LIBKVM_CLEAR_DIRTY_LOG, &clear)
+        clear.__bindgen_anon_1.dirty_bitmap = ones.as_mut_ptr().cast();
+        request::CLEAR_DIRTY_LOG
+            .call(self.vm().fd(), &mut clear)
             .expect("KVM_CLEAR_DIRTY_LOG failed");
     }
 }
@@ -49,33 +59,51 @@ impl Vm {
         let how = bindings::LIBKVM_DIRTY_LOG_INITIALLY_SET.into();
         self.enable_capability(bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, how)
     }
-
-    /// Lets vCPUs that are added later have dirty rings, or returns why that is not possible.
-    pub(crate) fn enable_dirty_ring(&self, entries: usize) -> Result<(), Errno> {
-        let size = entries * size_of::<bindings::kvm_dirty_gfn>();
-        if self.capability(bindings::KVM_CAP_DIRTY_LOG_RING_ACQ_REL) < size as i32 {
-            return Err(Errno::EINVAL);
-        }
-        // SAFETY: The VM is valid.
-        unsafe { bindings::vm_enable_dirty_ring(self.raw(), size as u32) };
-        Ok(())
-    }
 }
 
 impl Vcpu {
-    /// Returns the pages, by slot and number, that the vCPU's dirty ring holds.
-    pub fn dirty_ring(&self) -> Vec<(u32, u64)> {
-        // SAFETY: The vCPU is valid and has a ring.
-        let ring = unsafe { bindings::vcpu_map_dirty_ring(self.raw()) };
-        let ring: *const bindings::kvm_dirty_gfn = ring.cast();
+    /// Returns the pages, by the number of their slot and their own, that the dirty ring holds.
+    #[track_caller]
+    pub fn dirty_ring(&mut self) -> Vec<(u32, Page)> {
+        self.walk_dirty_ring(|_| {})
+    }
+
+    /// As [`Vcpu::dirty_ring`], and takes them out of there.
+    #[track_caller]
+    pub fn harvest_dirty_ring(&mut self) -> Vec<(u32, Page)> {
+        let harvested = self.walk_dirty_ring(|flags| {
+            // KVM reads the flag before it uses the entry again.
+            flags.store(bindings::LIBKVM_DIRTY_GFN_F_RESET, Ordering::Release);
+        });
+        // SAFETY: The vCPU is exclusively ours.
+        unsafe { (*self.raw()).fetch_index += harvested.len() as u32 };
+        let vm = self.vm().fd();
+        ioctl_number(vm, Number::ResetDirtyRings, 0).expect("KVM_RESET_DIRTY_RINGS failed");
+        harvested
+    }
+
+    #[track_caller]
+    fn walk_dirty_ring(&mut self, visit: impl Fn(&AtomicU32)) -> Vec<(u32, Page)> {
+        let vcpu = self.raw();
+        // SAFETY: The vCPU is valid, and libkvm ends the program if it has no ring.
+        let ring = unsafe { bindings::vcpu_map_dirty_ring(vcpu) };
+        let ring: *mut bindings::kvm_dirty_gfn = ring.cast();
         // SAFETY: libkvm has set the number of entries when it mapped the ring.
-        let entries = unsafe { (*self.raw()).dirty_gfns_count } as usize;
-        (0..entries)
+        let (entries, first) = unsafe { ((*vcpu).dirty_gfns_count, (*vcpu).fetch_index) };
+        let mut found = Vec::new();
+        for index in first..first + entries {
             // SAFETY: There are so many entries, and the vCPU, which KVM writes them for, is not
             // running as it is borrowed here.
-            .map(|index| unsafe { ptr::read_volatile(ring.add(index)) })
-            .take_while(|entry| entry.flags & bindings::LIBKVM_DIRTY_GFN_F_DIRTY != 0)
-            .map(|entry| (entry.slot, entry.offset))
-            .collect()
+            unsafe {
+                let entry = ring.add((index % entries) as usize);
+                let flags = AtomicU32::from_ptr(&raw mut (*entry).flags);
+                if flags.load(Ordering::Acquire) & bindings::LIBKVM_DIRTY_GFN_F_DIRTY == 0 {
+                    break;
+                }
+                found.push(((*entry).slot, Page((*entry).offset as usize)));
+                visit(flags);
+            }
+        }
+        found
     }
 }

@@ -3,12 +3,43 @@
 //! A safe layer over libkvm for KVM selftests written in Rust.
 //!
 //! A test sets up a [`Vm`] with guest code from [`guest`], adds a [`Slot`], lets a [`Vcpu`] run
-//! until its next [`Exit`] and says what it expected. [`ktap`] runs the cases of a program and
-//! reports them; [`test_main`] lists them. What a test does not find here it should add here:
-//! tests have no `unsafe` code.
+//! until its next [`Exit`] and says what it expected. [`ktap`] runs the cases of a program;
+//! [`test_main`] lists them. Here is one with a single case:
 //!
-//! libkvm itself ends the program when a call fails that always has to work, such as creating a
-//! VM. Functions of this crate do the same unless they return a [`Result`].
+//! ```ignore
+//! use libkvm::*;
+//!
+//! /// A load exits, and sees what was supplied before the mark was cleared.
+//! fn load_exits() {
+//!     let mut machine = Machine::new(Backing::Anonymous, 4);
+//!     let bitmap = Bitmap::marked(4);
+//!     let _flag = machine.enable(&bitmap);
+//!
+//!     expect_eq!(machine.run(), machine.userfault(Page(0)));
+//!     machine.slot.write(Page(0), 0, 7);
+//!     bitmap.clear(Page(0));
+//!     expect_eq!(machine.run(), Exit::Sync(0, 7));
+//! }
+//!
+//! test_main! {
+//!     about: "Tests of loads.",
+//!     needs: needs_userfault,
+//!     cases: [load_exits],
+//! }
+//! ```
+//!
+//! In words: the machine has one vCPU, which reads the first word of each of four pages in turn and
+//! hands it to the host with the page's number, and a slot of four pages, all of which are marked.
+//! The vCPU exits at page 0 until that is no longer marked. Here the case ends, and with it the
+//! flag, the slot and the VM.
+//!
+//! Tests have no `unsafe` code: what they do not find here should be added here. From what is here
+//! they cannot get at memory that is not a guest's or a bitmap's, take back either while KVM has
+//! it, or call on the host what is for guests. Where libkvm ends the program, as it does when
+//! a call fails that always has to work, this fails the case.
+//!
+//! The modules build on each other in this order: `ktap`, `sys`, `units`, `area`, `bitmap`;
+//! `guest` and those whose names begin so; `handle`, `vcpu`, `vm`, `slot`; then all others.
 
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks)]
 #[allow(improper_ctypes, missing_docs, unsafe_op_in_unsafe_fn)]
@@ -22,32 +53,38 @@ mod bindings {
     // Made by bindgen, see Makefile.rust.
     include!(env!("LIBKVM_BINDINGS"));
 }
+#[macro_use]
+pub mod ktap;
 mod area;
 mod bitmap;
-mod counter;
-mod dirty;
-mod errno;
-mod events;
-pub mod fixture;
+mod stage2;
+mod sys;
+mod units;
+#[macro_use]
 pub mod guest;
+mod dirty;
+mod fixture;
+pub mod guest_access;
 pub mod guest_el2;
-pub mod ktap;
+pub mod guest_tags;
+mod handle;
 mod nested;
 mod slot;
-pub mod smccc;
-mod stage2;
+mod tags;
+mod trace;
 mod uffd;
+mod vcpu;
 mod vm;
 
 pub use area::{
     Access,
-    Area, //
+    Advice,
+    Area,
+    Backing, //
 };
 pub use bindings::{
-    kvm_userspace_memory_region as Region1,
-    kvm_userspace_memory_region2 as Region,
+    KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED,
     KVM_CAP_USERFAULT,
-    KVM_EXIT_MMIO,
     KVM_MEMORY_EXIT_FLAG_USERFAULT,
     KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
@@ -55,35 +92,45 @@ pub use bindings::{
     KVM_MEM_USERFAULT, //
 };
 pub use bitmap::Bitmap;
-pub use counter::{
-    lateness,
-    Moment, //
+pub use fixture::{
+    needs_helper,
+    needs_no_helper,
+    needs_userfault,
+    Machine,
+    GPA,
+    SLOT, //
 };
-pub use errno::Errno;
-pub use events::{
-    Counter,
-    Event, //
-};
+pub use guest::Guest;
 pub use nested::L2Table;
 pub use slot::{
-    Backing,
-    Slot, //
+    Region,
+    Slot,
+    Userfault, //
 };
-pub use stage2::{
-    Mapping,
-    Stage2, //
+pub use stage2::Mapping;
+pub use sys::{
+    allow_tagged_pointers,
+    is_root,
+    page_size,
+    system_capability,
+    Errno, //
 };
-pub use uffd::{
-    Fault,
-    Uffd, //
+pub use trace::Trace;
+pub use uffd::Uffd;
+pub use units::{
+    pages,
+    Bytes,
+    Gpa,
+    Gva,
+    Hva,
+    Page, //
+};
+pub use vcpu::{
+    Exit,
+    Kick,
+    Vcpu, //
 };
 pub use vm::{
-    allow_tagged_pointers,
-    host_page_size,
-    system_capability,
-    without_interrupt_controller,
-    BareVm,
-    Exit,
-    Vcpu,
+    Kind,
     Vm, //
 };

@@ -1,361 +1,393 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Memory slots.
+//! Memory slots, and the flag of userfault.
 
 use crate::{
+    area::{
+        Area,
+        Backing, //
+    },
     bindings,
-    errno::Errno,
-    ktap,
-    vm::{
-        host_page_size,
+    bitmap::Bitmap,
+    handle::{
+        request,
         VmInner, //
     },
-    Bitmap,
-    Mapping,
-    Region, //
+    sys::{
+        page_size,
+        Errno, //
+    },
+    units::{
+        Bytes,
+        Gpa,
+        Gva,
+        Hva,
+        Page, //
+    },
+    vm::Vm, //
 };
 use std::{
-    fs::File,
+    marker::PhantomData,
     ops::Range,
-    os::fd::{
-        AsRawFd,
-        FromRawFd, //
+    os::fd::AsRawFd,
+    sync::{
+        atomic::Ordering,
+        Arc,
+        Mutex,
+        MutexGuard, //
     },
-    ptr,
-    sync::Arc, //
 };
 
-/// What the memory of a slot is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// Anonymous memory in pages.
-    Anonymous,
-    /// Anonymous memory that the kernel is asked to back by transparent huge pages.
-    AnonymousThp,
-    /// Anonymous memory of the default huge page size of hugetlbfs.
-    AnonymousHugetlb,
-    /// Shared memory.
-    Shmem,
-    /// Shared memory of the default huge page size of hugetlbfs.
-    SharedHugetlb,
-    /// A guest_memfd that is mapped in this process, too. Where there is none, adding a slot skips
-    /// the case.
-    GuestMemfd,
-}
+const USERFAULT: u32 = bindings::KVM_MEM_USERFAULT;
 
-impl Backing {
-    /// Returns libkvm's name for it, or for what libkvm is to put in its place.
-    pub(crate) fn source(self) -> bindings::vm_mem_backing_src_type {
-        match self {
-            // The guest_memfd is mapped over it.
-            Self::Anonymous | Self::GuestMemfd => {
-                bindings::vm_mem_backing_src_type_VM_MEM_SRC_ANONYMOUS
-            }
-            Self::AnonymousThp => bindings::vm_mem_backing_src_type_VM_MEM_SRC_ANONYMOUS_THP,
-            Self::AnonymousHugetlb => {
-                bindings::vm_mem_backing_src_type_VM_MEM_SRC_ANONYMOUS_HUGETLB
-            }
-            Self::Shmem => bindings::vm_mem_backing_src_type_VM_MEM_SRC_SHMEM,
-            Self::SharedHugetlb => bindings::vm_mem_backing_src_type_VM_MEM_SRC_SHARED_HUGETLB,
-        }
-    }
+/// A memory slot of a VM.
+#[derive(Clone)]
+pub struct Slot(Arc<SlotInner>);
 
-    /// Returns the size of the pages that it is made of, in bytes.
-    pub fn page_size(self) -> usize {
-        // SAFETY: Any type of memory that libkvm knows may be asked for.
-        unsafe { bindings::get_backing_src_pagesz(self.source()) }
-    }
-
-    /// Returns those of which this machine has memory at all.
-    pub fn available() -> Vec<Self> {
-        let all = [
-            Self::Anonymous,
-            Self::AnonymousThp,
-            Self::AnonymousHugetlb,
-            Self::Shmem,
-            Self::SharedHugetlb,
-        ];
-        let (available, missing): (Vec<_>, Vec<_>) = all.into_iter().partition(|backing| {
-            let hugetlb = matches!(backing, Self::AnonymousHugetlb | Self::SharedHugetlb);
-            // A test may have two of them.
-            !hugetlb || free_hugetlb_pages() > 1
-        });
-        for backing in missing {
-            ktap::diagnostic(&format!("no {backing:?}: raise /proc/sys/vm/nr_hugepages"));
-        }
-        available
-    }
-
-    /// Returns how many pages of the host one of its pages is.
-    pub fn pages_per_page(self) -> usize {
-        self.page_size() / host_page_size()
-    }
-}
-
-/// Returns how many pages of the default huge page size are free.
-fn free_hugetlb_pages() -> usize {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("HugePages_Free:"));
-    line.and_then(|count| count.trim().parse().ok())
-        .unwrap_or(0)
-}
-
-/// Copies a page in large words: libkvm's memcpy(), which guests have to be able to use, takes a
-/// byte after the other.
-///
-/// # Safety
-///
-/// `target` must be a page that does not overlap the content. A guest may access it at the same
-/// time and see any mix, which is no concern of this process.
-unsafe fn copy_page(content: &[u8], target: *mut u128) {
-    const UNROLLED: usize = 4;
-    let words = host_page_size() / size_of::<u128>();
-    assert_eq!(content.len(), host_page_size());
-    for line in (0..words).step_by(UNROLLED) {
-        for word in line..line + UNROLLED {
-            // SAFETY: The word is in the content, and in the page, which is aligned.
-            unsafe {
-                let content: *const u128 = content.as_ptr().cast();
-                ptr::write_volatile(target.add(word), content.add(word).read_unaligned());
-            }
-        }
-    }
-}
-
-/// A signal handler.
-extern "C" fn ignore(_signal: i32) {}
-
-/// A memory slot of a VM, mapped in the guest at its guest physical address.
-pub struct Slot {
+struct SlotInner {
     vm: Arc<VmInner>,
     id: u32,
-    gpa: u64,
-    pages: usize,
-    host: *mut u8,
-    guest_memfd: Option<File>,
+    area: Area,
+    /// What KVM has been told last.
+    state: Mutex<State>,
 }
 
-// SAFETY: `host` points to memory that is mapped for as long as the VM is there, and to which
-// there is never a reference; the rest can be sent.
-unsafe impl Send for Slot {}
-// SAFETY: As above; the methods that change the slot itself are system calls.
-unsafe impl Sync for Slot {}
+#[derive(Clone, Copy)]
+struct State {
+    region: bindings::kvm_userspace_memory_region2,
+    exists: bool,
+}
 
-impl Slot {
-    /// Wraps a slot that libkvm has added, with the guest_memfd that it is bound to.
-    pub(crate) fn new(
-        vm: Arc<VmInner>,
-        id: u32,
-        gpa: u64,
-        pages: usize,
-        guest_memfd: Option<File>,
-    ) -> Self {
-        // SAFETY: The VM has the slot, so libkvm knows the address and where its memory is.
-        let host = unsafe { bindings::addr_gpa2hva(vm.raw(), gpa) }.cast();
-        let slot = Self {
-            vm,
-            id,
-            gpa,
-            pages,
-            host,
-            guest_memfd,
-        };
-        if let Some(file) = &slot.guest_memfd {
-            slot.remap(bindings::MAP_SHARED, file.as_raw_fd());
-        }
-        slot
+/// What KVM is to be told about a slot: what it has been told last, with changes.
+///
+/// The memory is always the slot's own, or a part of it.
+#[must_use]
+pub struct Region {
+    slot: Slot,
+    raw: bindings::kvm_userspace_memory_region2,
+    bitmap: Option<Area>,
+}
+
+impl Region {
+    /// The size of the structure that KVM is given.
+    pub const SIZE: usize = size_of::<bindings::kvm_userspace_memory_region2>();
+
+    /// Where the address of the bitmap is in there.
+    pub const OFFSET_OF_USERFAULT_BITMAP: usize =
+        std::mem::offset_of!(bindings::kvm_userspace_memory_region2, userfault_bitmap);
+
+    /// Sets all flags, but that for guest_memfd.
+    pub fn flags(mut self, flags: u32) -> Self {
+        self.raw.flags = flags | (self.raw.flags & bindings::KVM_MEM_GUEST_MEMFD);
+        self
     }
 
-    /// Maps other memory where the slot's memory is for the host.
-    fn remap(&self, kind: u32, fd: i32) {
-        let len = self.pages * host_page_size();
-        let access = (bindings::PROT_READ | bindings::PROT_WRITE) as i32;
-        let flags = (kind | bindings::MAP_FIXED) as i32;
-        // SAFETY: The range belongs to the slot, nothing refers to it, and libkvm unmaps whatever
-        // is there.
-        let host = unsafe { bindings::mmap(self.host.cast(), len, access, flags, fd, 0) };
-        assert_eq!(host.cast(), self.host, "mmap failed: {:?}", Errno::last());
+    /// Sets a flag that is not, or the other way round.
+    pub fn toggled(mut self, flag: u32) -> Self {
+        self.raw.flags ^= flag;
+        self
     }
 
-    /// Returns the number of host pages.
-    pub fn pages(&self) -> usize {
-        self.pages
+    /// Sets the bitmap, which need not be large enough.
+    pub fn bitmap(mut self, bitmap: &Bitmap) -> Self {
+        self.bitmap = Some(bitmap.area().clone());
+        self.bitmap_at(bitmap.address())
     }
 
-    /// Returns the guest address of a page.
-    pub fn gpa(&self, page: usize) -> u64 {
-        self.gpa + (page * host_page_size()) as u64
+    /// Sets where the bitmap is, be there one or not: KVM does no more than read there.
+    pub fn bitmap_at(mut self, address: Hva) -> Self {
+        self.raw.userfault_bitmap = address.0;
+        self
     }
 
-    /// Returns all guest addresses of the slot.
-    pub fn range(&self) -> Range<u64> {
-        self.gpa..self.gpa(self.pages)
+    /// Moves the slot.
+    pub fn at(mut self, gpa: Gpa) -> Self {
+        self.raw.guest_phys_addr = gpa.0;
+        self
     }
 
-    /// Returns which page a guest address is in.
-    pub fn page_of(&self, gpa: u64) -> usize {
-        (gpa - self.gpa) as usize / host_page_size()
+    /// Takes a part of the slot's pages, each of which stays where it is.
+    #[track_caller]
+    pub fn part(mut self, pages: Range<usize>) -> Self {
+        assert!(pages.end <= self.slot.pages() && !pages.is_empty());
+        let start = Bytes::of_pages(pages.start).0;
+        self.raw.guest_phys_addr += start;
+        self.raw.userspace_addr += start;
+        self.raw.guest_memfd_offset += start;
+        self.raw.memory_size = Bytes::of_pages(pages.len()).0;
+        self
     }
 
-    /// Returns the slot's description as KVM has it.
-    pub fn region(&self) -> Region {
-        // SAFETY: The VM has the slot, so libkvm returns a valid pointer.
-        unsafe { (*bindings::memslot2region(self.vm.raw(), self.id)).region }
+    /// Sets another place in the guest_memfd.
+    pub fn guest_memfd_offset(mut self, offset: Bytes) -> Self {
+        self.raw.guest_memfd_offset = offset.0;
+        self
     }
 
-    /// Sets the slot's flags, with the given bitmap where they include userfault. The flag for
-    /// guest_memfd stays as it is.
-    pub fn set_flags(&self, flags: u32, bitmap: Option<&Bitmap<'_>>) -> Result<(), Errno> {
-        let region = self.region();
-        self.set_region(&Region {
-            flags: flags | (region.flags & bindings::KVM_MEM_GUEST_MEMFD),
-            userfault_bitmap: bitmap.map_or(0, |bitmap| bitmap.address()),
-            ..region
-        })
+    /// Names no file.
+    pub fn no_guest_memfd(mut self) -> Self {
+        self.raw.guest_memfd = u32::MAX;
+        self
     }
 
-    /// Sets the slot's description, and keeps it as the slot's own if KVM takes it.
-    pub fn set_region(&self, region: &Region) -> Result<(), Errno> {
-        self.vm.set_region(region)?;
-        // SAFETY: The VM has the slot, so libkvm returns a valid pointer, and no reference to what
-        // it points to lives longer than an expression of this file.
-        unsafe { (*bindings::memslot2region(self.vm.raw(), self.id)).region = *region };
+    /// Calls KVM_SET_USER_MEMORY_REGION2. What KVM takes is what the slot is from then on.
+    pub fn set(self) -> Result<(), Errno> {
+        let mut state = self.slot.lock();
+        self.bitmap
+            .iter()
+            .for_each(|area| self.slot.vm().keep(area));
+        let mut raw = self.raw;
+        request::SET_USER_MEMORY_REGION2.call(self.slot.vm().fd(), &mut raw)?;
+        let exists = self.raw.memory_size != 0;
+        // What is deleted can be created again as it was.
+        let region = if exists { self.raw } else { state.region };
+        *state = State { region, exists };
         Ok(())
     }
 
-    /// Calls an ioctl of the VM that reads `argument`.
-    pub(crate) fn ioctl<T>(&self, request: u32, argument: &T) -> Result<(), Errno> {
-        self.vm.ioctl(request, argument).map(|_| ())
+    /// Calls KVM_SET_USER_MEMORY_REGION, the first version of the call.
+    pub fn set1(self) -> Result<(), Errno> {
+        let mut state = self.slot.lock();
+        let mut raw = bindings::kvm_userspace_memory_region {
+            slot: self.raw.slot,
+            flags: self.raw.flags,
+            guest_phys_addr: self.raw.guest_phys_addr,
+            memory_size: self.raw.memory_size,
+            userspace_addr: self.raw.userspace_addr,
+        };
+        request::SET_USER_MEMORY_REGION.call(self.slot.vm().fd(), &mut raw)?;
+        state.region = self.raw;
+        Ok(())
     }
 
-    /// Returns the stage 2 mappings of the slot, where debugfs shows them.
-    pub fn mappings(&self) -> Option<Vec<Mapping>> {
-        Some(self.vm.stage2()?.within(self.range()))
+    /// Deletes the slot.
+    pub fn delete(mut self) -> Result<(), Errno> {
+        self.raw.memory_size = 0;
+        self.set()
+    }
+}
+
+/// A slot that has the flag, which it loses when this is dropped. Until then the bitmap has to be
+/// there.
+#[must_use = "the flag is cleared when this is dropped"]
+pub struct Userfault<'b> {
+    slot: Slot,
+    bitmap: PhantomData<&'b Bitmap>,
+}
+
+impl Userfault<'_> {
+    /// Clears the flag.
+    #[track_caller]
+    pub fn disable(self) {
+        // By dropping it.
     }
 
-    /// Returns the host address of a page.
-    pub(crate) fn host_address(&self, page: usize) -> u64 {
-        self.word(page, 0) as u64
+    /// Clears the flag, and sets others instead of those that the slot has, in one call.
+    #[track_caller]
+    pub fn disable_with(self, flags: u32) {
+        let disabled = self.slot.region().flags(flags & !USERFAULT).set();
+        assert_eq!(disabled, Ok(()), "clearing the flag");
+    }
+}
+
+impl Drop for Userfault<'_> {
+    #[track_caller]
+    fn drop(&mut self) {
+        let State { region, exists } = self.slot.state();
+        if exists && region.flags & USERFAULT != 0 {
+            let disabled = self.slot.region().toggled(USERFAULT).set();
+            assert_eq!(disabled, Ok(()), "clearing the flag");
+        }
+    }
+}
+
+impl Slot {
+    /// Adds a slot of new memory to a VM, and maps it in the guest's own tables, at its address.
+    #[track_caller]
+    pub fn new(vm: &mut Vm, backing: Backing, id: u32, gpa: Gpa, pages: usize) -> Self {
+        let area = match backing {
+            Backing::GuestMemfd => vm.guest_memfd(pages, 0),
+            _ => Area::new(backing, pages),
+        };
+        Self::of_area(vm, &area, id, gpa)
     }
 
-    /// Returns the host address of a word of the slot.
-    fn word(&self, page: usize, index: usize) -> *mut u64 {
-        let offset = page * host_page_size() + index * size_of::<u64>();
-        assert!(offset < self.pages * host_page_size(), "outside the slot");
-        // SAFETY: The offset is inside the slot's memory.
-        unsafe { self.host.add(offset) }.cast()
+    /// As [`Slot::new`], of memory that is there.
+    #[track_caller]
+    pub fn of_area(vm: &mut Vm, area: &Area, id: u32, gpa: Gpa) -> Self {
+        vm.map(Gva(gpa.0), gpa, area.pages());
+        let slot = Self::undeclared(vm, area, id, gpa);
+        assert_eq!(slot.region().set(), Ok(()), "creating a slot");
+        slot
+    }
+
+    /// Describes a slot that KVM has not been told of, and the guest's tables do not have.
+    pub fn undeclared(vm: &Vm, area: &Area, id: u32, gpa: Gpa) -> Self {
+        vm.inner().keep(area);
+        let mut region = bindings::kvm_userspace_memory_region2 {
+            slot: id,
+            guest_phys_addr: gpa.0,
+            memory_size: area.len() as u64,
+            userspace_addr: area.at(0).0,
+            ..Default::default()
+        };
+        if area.backing() == Backing::GuestMemfd {
+            let file = area.file();
+            let file = file.as_ref().expect("the file is closed");
+            region.flags = bindings::KVM_MEM_GUEST_MEMFD;
+            region.guest_memfd = file.as_raw_fd() as u32;
+            region.guest_memfd_offset = area.file_start().0;
+        }
+        let exists = false;
+        Self(Arc::new(SlotInner {
+            vm: Arc::clone(vm.inner()),
+            id,
+            area: area.clone(),
+            state: Mutex::new(State { region, exists }),
+        }))
+    }
+
+    /// Returns libkvm's own slot, which has the guest's code, its stacks and its page tables.
+    pub fn of_tables(vm: &mut Vm) -> Self {
+        let (id, area) = vm.own_slot();
+        let slot = Self::undeclared(vm, &area, id, Gpa(0));
+        slot.lock().exists = true;
+        slot
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("another thread has failed")
+    }
+
+    fn state(&self) -> State {
+        *self.lock()
+    }
+
+    /// Returns the VM.
+    pub(crate) fn vm(&self) -> &VmInner {
+        &self.0.vm
+    }
+
+    /// Returns the slot's number.
+    pub fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    /// Returns what KVM knows of the slot.
+    pub fn region(&self) -> Region {
+        Region {
+            slot: self.clone(),
+            raw: self.state().region,
+            bitmap: None,
+        }
+    }
+
+    /// Returns the number of pages.
+    pub fn pages(&self) -> usize {
+        self.state().region.memory_size as usize / page_size()
+    }
+
+    /// Returns the guest address of a page.
+    pub fn gpa(&self, page: Page) -> Gpa {
+        Gpa(self.state().region.guest_phys_addr) + page.offset()
+    }
+
+    /// Returns which page a guest address is in.
+    pub fn page_of(&self, gpa: Gpa) -> Page {
+        Page((gpa - self.gpa(Page(0))).0 as usize / page_size())
+    }
+
+    /// Returns the flags that it has besides userfault, and that for guest_memfd.
+    fn other_flags(&self) -> u32 {
+        self.state().region.flags & !USERFAULT
+    }
+
+    /// Sets the flag, with a bitmap.
+    #[track_caller]
+    pub fn enable<'b>(&self, bitmap: &'b Bitmap) -> Userfault<'b> {
+        self.enable_with(bitmap, self.other_flags())
+    }
+
+    /// Sets the flag, and others instead of those that the slot has, in one call.
+    #[track_caller]
+    pub fn enable_with<'b>(&self, bitmap: &'b Bitmap, flags: u32) -> Userfault<'b> {
+        assert!(bitmap.pages() >= self.pages(), "the bitmap is too short");
+        let enabled = self.region().flags(flags | USERFAULT).bitmap(bitmap).set();
+        assert_eq!(enabled, Ok(()), "setting the flag");
+        Userfault {
+            slot: self.clone(),
+            bitmap: PhantomData,
+        }
+    }
+
+    /// Deletes the slot and creates it with the flag, so that nothing of it is mapped.
+    #[track_caller]
+    pub fn recreate<'b>(&self, bitmap: &'b Bitmap) -> Userfault<'b> {
+        assert_eq!(self.region().delete(), Ok(()), "deleting the slot");
+        self.enable(bitmap)
+    }
+
+    /// Sets all flags but that of userfault, which stays as it is, with its bitmap.
+    #[track_caller]
+    pub fn set_flags(&self, flags: u32) {
+        let userfault = self.state().region.flags & USERFAULT;
+        let set = self.region().flags(flags | userfault).set();
+        assert_eq!(set, Ok(()), "setting flags {flags:#x}");
+    }
+
+    /// Returns the memory.
+    pub fn area(&self) -> &Area {
+        &self.0.area
+    }
+
+    /// Returns the page of the memory that a page is.
+    #[track_caller]
+    fn inside(&self, page: Page) -> Page {
+        let region = self.state().region;
+        assert!(
+            page.offset().0 < region.memory_size,
+            "{page:?} is outside the slot"
+        );
+        let start = region.userspace_addr - self.area().at(0).0;
+        Page(page.0 + start as usize / page_size())
     }
 
     /// Reads a word of a page.
-    pub fn read(&self, page: usize, index: usize) -> u64 {
-        // SAFETY: The address is valid and aligned; the guest may access it at the same time, as
-        // another machine would, which is what volatile is for.
-        unsafe { ptr::read_volatile(self.word(page, index)) }
+    #[track_caller]
+    pub fn read(&self, page: Page, index: usize) -> u64 {
+        let word = self.area().word(self.inside(page), index);
+        word.load(Ordering::Relaxed)
     }
 
     /// Writes a word of a page.
-    pub fn write(&self, page: usize, index: usize, value: u64) {
-        // SAFETY: As for [`Slot::read`].
-        unsafe { ptr::write_volatile(self.word(page, index), value) }
+    #[track_caller]
+    pub fn write(&self, page: Page, index: usize, value: u64) {
+        let word = self.area().word(self.inside(page), index);
+        word.store(value, Ordering::Relaxed);
+    }
+
+    /// Writes each page's number to its first word.
+    pub fn fill(&self) {
+        for page in crate::pages(0..self.pages()) {
+            self.write(page, 0, page.into());
+        }
     }
 
     /// Fills a page.
-    pub fn fill(&self, page: usize, content: &[u8]) {
-        // SAFETY: The page belongs to the slot and does not overlap the content.
-        unsafe { copy_page(content, self.word(page, 0).cast()) }
-    }
-
-    /// Fills a page of shared memory through another mapping than the one that KVM looks at.
-    pub fn fill_alias(&self, page: usize, content: &[u8]) {
-        // SAFETY: The VM has the slot.
-        let target = unsafe { bindings::addr_gpa2alias(self.vm.raw(), self.gpa(page)) };
-        assert!(!target.is_null(), "the memory is not shared");
-        // SAFETY: As for [`Slot::fill`].
-        unsafe { copy_page(content, target.cast()) }
-    }
-
-    /// Sets all tags of a page.
-    pub fn set_tags(&self, page: usize, tag: u8) -> Result<(), Errno> {
-        let mut tags = vec![tag; host_page_size() / 16];
-        self.copy_tags(page, &mut tags, bindings::KVM_ARM_TAGS_TO_GUEST)
-    }
-
-    /// Returns the tags of a page, one for each 16 bytes.
-    pub fn tags(&self, page: usize) -> Result<Vec<u8>, Errno> {
-        let mut tags = vec![0; host_page_size() / 16];
-        self.copy_tags(page, &mut tags, bindings::KVM_ARM_TAGS_FROM_GUEST)?;
-        Ok(tags)
-    }
-
-    fn copy_tags(&self, page: usize, tags: &mut [u8], direction: u32) -> Result<(), Errno> {
-        let mut copy = bindings::kvm_arm_copy_mte_tags {
-            guest_ipa: self.gpa(page),
-            length: host_page_size() as u64,
-            flags: direction.into(),
-            ..Default::default()
-        };
-        copy.addr = tags.as_mut_ptr().cast();
-        self.ioctl(bindings::LIBKVM_ARM_MTE_COPY_TAGS, &copy)
-    }
-
-    /// Puts a page of shared memory in the place of a page, as a mapping of its own.
-    pub fn replace_page(&self, page: usize) {
-        let access = (bindings::PROT_READ | bindings::PROT_WRITE) as i32;
-        let flags = (bindings::MAP_SHARED | bindings::MAP_ANONYMOUS | bindings::MAP_FIXED) as i32;
-        let (address, len) = (self.word(page, 0).cast(), host_page_size());
-        // SAFETY: The page belongs to the slot, nothing refers to it, and libkvm unmaps whatever
-        // is there.
-        let host = unsafe { bindings::mmap(address, len, access, flags, -1, 0) };
-        assert_eq!(host, address, "mmap failed: {:?}", Errno::last());
-    }
-
-    /// Makes a page one that has an error that its memory cannot correct, or returns why that is
-    /// not possible here.
-    pub fn poison(&self, page: usize) -> Result<(), Errno> {
-        let (address, advice) = (self.word(page, 0).cast(), bindings::MADV_HWPOISON as i32);
-        // The kernel tells whoever has the page mapped, and libkvm would take that for a failure.
-        // SAFETY: The handler does nothing, and the page belongs to the slot, whose content
-        // nothing else relies on.
-        let ret = unsafe {
-            let before = bindings::signal(bindings::SIGBUS as i32, Some(ignore));
-            let ret = bindings::madvise(address, host_page_size(), advice);
-            bindings::signal(bindings::SIGBUS as i32, before);
-            ret
-        };
-        Errno::check(ret).map(|_| ())
+    #[track_caller]
+    pub fn fill_page(&self, page: Page, content: &[u8]) {
+        self.area().fill_page(self.inside(page), content);
     }
 
     /// Drops a page from the host, so that the next access finds it unmapped, and empty if the
     /// memory is anonymous or a guest_memfd.
-    pub fn discard(&self, page: usize) {
-        let address = self.word(page, 0).cast();
-        let len = host_page_size();
-        let ret = match &self.guest_memfd {
-            Some(file) => {
-                let mode = bindings::FALLOC_FL_PUNCH_HOLE | bindings::FALLOC_FL_KEEP_SIZE;
-                let (offset, len) = ((page * len) as i64, len as i64);
-                // SAFETY: The page belongs to the slot, whose content nothing else relies on.
-                unsafe { bindings::fallocate(file.as_raw_fd(), mode as i32, offset, len) }
-            }
-            // SAFETY: As above.
-            None => unsafe { bindings::madvise(address, len, bindings::MADV_DONTNEED as i32) },
-        };
-        Errno::check(ret).expect("cannot drop the page");
-    }
-
-    /// Closes the guest_memfd that the slot is bound to, as a VMM that ends might.
-    pub fn close_guest_memfd(&mut self) {
-        self.guest_memfd = None;
-        // A mapping keeps the file open as well.
-        self.remap(bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS, -1);
-
-        // libkvm has a file descriptor of its own.
-        // SAFETY: The VM has the slot, so libkvm returns a valid pointer.
-        let region = unsafe { &mut (*bindings::memslot2region(self.vm.raw(), self.id)).region };
-        // SAFETY: The file descriptor is open, and libkvm does not use it again.
-        drop(unsafe { File::from_raw_fd(region.guest_memfd as i32) });
-        region.guest_memfd = u32::MAX;
+    #[track_caller]
+    pub fn discard(&self, page: Page) {
+        let page = self.inside(page);
+        if self.area().backing() == Backing::GuestMemfd {
+            self.area().punch(page.0..page.0 + 1);
+        } else {
+            self.area().drop_page(page);
+        }
     }
 }

@@ -2,27 +2,39 @@
 
 //! The stage 2 page tables of a VM, as debugfs shows them.
 
+use crate::{
+    ktap,
+    slot::Slot,
+    units::{
+        Gpa,
+        Page, //
+    },
+    vm::Vm, //
+};
 use std::{
     fs,
+    io::ErrorKind,
     ops::Range,
-    path::PathBuf, //
+    os::fd::RawFd,
+    path::{
+        Path,
+        PathBuf, //
+    },
+    process, //
 };
 
 /// What KVM writes about its stage 2 tables with `CONFIG_PTDUMP_STAGE2_DEBUGFS`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stage2 {
-    mappings: Vec<Mapping>,
-}
+struct Stage2(Vec<Mapping>);
 
-/// Neighbouring valid leaf entries of one level that have the same attributes.
+/// A range of guest addresses that is mapped by valid entries of one level.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// The guest addresses that they map.
-    pub range: Range<u64>,
-    /// The level of the tables that they are in: pages are in level 3.
+    /// The guest addresses.
+    pub range: Range<Gpa>,
+    /// The level of the tables that the entries are in: pages are in level 3.
     pub level: u8,
-    /// Permissions and other attributes, as KVM writes them.
-    pub attributes: String,
+    /// Whether the guest may write there.
+    pub is_writable: bool,
 }
 
 /// The level of the tables whose entries map pages.
@@ -35,60 +47,154 @@ impl Mapping {
     }
 
     /// Reads a line such as
-    /// `0x0000000040000000-0x0000000040200000           2M 2     R W px ux AF BLK`,
-    /// or returns [`None`] for one that is not about valid entries.
-    fn parse(line: &str) -> Option<Self> {
-        let (range, rest) = line.trim().split_once(char::is_whitespace)?;
-        let (start, end) = range.split_once('-')?;
-        let mut words = rest.split_whitespace();
-        let (_size, level) = (words.next()?, words.next()?);
-        let attributes = words.collect::<Vec<_>>().join(" ");
-        let address = |hex: &str| u64::from_str_radix(hex.strip_prefix("0x")?, 16).ok();
-        if attributes.is_empty() || attributes.split(' ').any(|word| word == "F") {
-            return None;
+    /// `0x0000000040000000-0x0000000040200000           2M 2     R W px ux AF BLK`.
+    /// Returns [`None`] if it is about entries that are not valid, and an error if this is not what
+    /// such a line looks like.
+    fn parse(line: &str) -> Result<Option<Self>, &str> {
+        let mut words = line.split_whitespace();
+        let mut word = || words.next().ok_or("too short");
+        let (range, _size, level) = (word()?, word()?, word()?);
+        let (start, end) = range.split_once('-').ok_or("no range")?;
+        let address = |hex: &str| {
+            let hex = hex.strip_prefix("0x").ok_or("no address")?;
+            u64::from_str_radix(hex, 16)
+                .map(Gpa)
+                .map_err(|_| "no address")
+        };
+        let range = address(start)?..address(end)?;
+        let level = level.parse().map_err(|_| "no level")?;
+        let attributes: Vec<&str> = words.collect();
+        match attributes.first() {
+            None | Some(&"F") => Ok(None),
+            Some(&"R" | &"W") => Ok(Some(Self {
+                range,
+                level,
+                is_writable: attributes.contains(&"W"),
+            })),
+            Some(_) => Err("unknown attributes"),
         }
-        Some(Self {
-            range: address(start)?..address(end)?,
-            level: level.parse().ok()?,
-            attributes,
-        })
     }
 }
 
-/// Returns the directory of a VM of this process in debugfs.
-fn directory(vm_fd: i32) -> PathBuf {
-    format!("/sys/kernel/debug/kvm/{}-{vm_fd}", std::process::id()).into()
+/// Returns the directory of a VM of this process in debugfs, or skips the case where it is not for
+/// this user.
+#[track_caller]
+fn directory(vm: RawFd) -> PathBuf {
+    let all = Path::new("/sys/kernel/debug/kvm");
+    match fs::read_dir(all) {
+        Ok(_) => all.join(format!("{}-{vm}", process::id())),
+        Err(error) => ktap::skip(format!("cannot look at stage 2 in {all:?}: {error}")),
+    }
+}
+
+/// Reads a file of tables, or skips the case where KVM has none.
+#[track_caller]
+fn read(path: &Path) -> Vec<Mapping> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            ktap::skip("KVM shows no stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS, or a protected host)")
+        }
+        Err(error) => panic!("cannot read {path:?}: {error}"),
+    };
+    // Headings say where a range begins, and what a shadow is for.
+    let is_heading = |line: &&str| line.starts_with("---[") || line.starts_with("VTCR: ");
+    let entries = text.lines().filter(|line| !is_heading(line));
+    let parse = |line| {
+        let parsed = Mapping::parse(line);
+        parsed.unwrap_or_else(|error| panic!("{path:?}, '{line}': {error}"))
+    };
+    entries.filter_map(parse).collect()
 }
 
 impl Stage2 {
-    /// Reads the tables of a VM of this process, or returns [`None`] where debugfs has none.
-    pub(crate) fn read(vm_fd: i32) -> Option<Self> {
-        let text = fs::read_to_string(directory(vm_fd).join("stage2_page_tables")).ok()?;
-        Some(Self {
-            mappings: text.lines().filter_map(Mapping::parse).collect(),
-        })
+    /// Reads the tables of a VM of this process.
+    #[track_caller]
+    fn read(vm: RawFd) -> Self {
+        Self(read(&directory(vm).join("stage2_page_tables")))
     }
 
     /// Reads the tables that a VM of this process has for guests of its guests, all of them as if
-    /// they were one, or returns [`None`] where debugfs has none.
-    pub(crate) fn read_shadow(vm_fd: i32) -> Option<Self> {
-        let mut mappings = Vec::new();
-        for file in fs::read_dir(directory(vm_fd).join("nested")).ok()? {
-            let text = fs::read_to_string(file.ok()?.path()).ok()?;
-            mappings.extend(text.lines().filter_map(Mapping::parse));
-        }
-        Some(Self { mappings })
+    /// they were one.
+    #[track_caller]
+    fn read_shadow(vm: RawFd) -> Self {
+        let directory = directory(vm).join("nested");
+        let Ok(files) = fs::read_dir(&directory) else {
+            ktap::skip("KVM shows no shadow stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)");
+        };
+        let path = |file: std::io::Result<fs::DirEntry>| file.expect("cannot list debugfs").path();
+        Self(files.map(path).flat_map(|path| read(&path)).collect())
     }
 
-    /// Returns the mappings of a range of guest addresses, cut to the range.
-    pub fn within(&self, range: Range<u64>) -> Vec<Mapping> {
-        self.mappings
+    /// Returns the mappings of a range of guest addresses, cut to the range. Neighbours that are
+    /// alike are one, whatever else the kernel shows of them.
+    fn within(&self, range: Range<Gpa>) -> Vec<Mapping> {
+        let mut found: Vec<Mapping> = Vec::new();
+        for mapping in &self.0 {
+            let start = mapping.range.start.max(range.start);
+            let end = mapping.range.end.min(range.end);
+            if start >= end {
+                continue;
+            }
+            match found.last_mut() {
+                Some(last)
+                    if last.range.end == start
+                        && last.level == mapping.level
+                        && last.is_writable == mapping.is_writable =>
+                {
+                    last.range.end = end;
+                }
+                _ => found.push(Mapping {
+                    range: start..end,
+                    ..mapping.clone()
+                }),
+            }
+        }
+        found
+    }
+}
+
+impl Vm {
+    /// Returns what KVM maps of a range of addresses of the guest's own guests, or skips the case
+    /// where nothing shows it.
+    #[track_caller]
+    pub fn shadow_mappings(&self, range: Range<Gpa>) -> Vec<Mapping> {
+        Stage2::read_shadow(self.inner().fd()).within(range)
+    }
+}
+
+impl Slot {
+    /// Returns what stage 2 maps of the slot, or skips the case where nothing shows it.
+    #[track_caller]
+    pub fn mappings(&self) -> Vec<Mapping> {
+        let range = self.gpa(Page(0))..self.gpa(Page(self.pages()));
+        Stage2::read(self.vm().fd()).within(range)
+    }
+
+    /// Returns the pages of which `like` says so of their mappings.
+    #[track_caller]
+    fn pages_like(&self, like: impl Fn(&Mapping) -> bool) -> Vec<Page> {
+        let pages = |mapping: &Mapping| {
+            let Range { start, end } = mapping.range;
+            crate::pages(self.page_of(start).0..self.page_of(end).0)
+        };
+        let mappings = self.mappings();
+        mappings
             .iter()
-            .filter(|mapping| mapping.range.start < range.end && range.start < mapping.range.end)
-            .map(|mapping| Mapping {
-                range: mapping.range.start.max(range.start)..mapping.range.end.min(range.end),
-                ..mapping.clone()
-            })
+            .filter(|mapping| like(mapping))
+            .flat_map(pages)
             .collect()
+    }
+
+    /// Returns the pages that stage 2 maps, or skips the case where nothing shows it.
+    #[track_caller]
+    pub fn mapped(&self) -> Vec<Page> {
+        self.pages_like(|_| true)
+    }
+
+    /// Returns the pages that stage 2 maps by blocks, or skips the case where nothing shows it.
+    #[track_caller]
+    pub fn in_blocks(&self) -> Vec<Page> {
+        self.pages_like(Mapping::is_block)
     }
 }

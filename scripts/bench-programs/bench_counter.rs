@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The architecture's counter, and what is measured with it.
+
+use std::{
+    arch::asm,
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
+    thread,
+    time::Duration, //
+};
+
+/// A moment, as the counter has it.
+#[derive(Clone, Copy)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// Returns this moment: all that the program does before it is done.
+    #[inline]
+    pub fn now() -> Self {
+        let ticks;
+        // SAFETY: The kernel lets programs read the counter.
+        unsafe { asm!("isb", "mrs {}, cntvct_el0", out(reg) ticks) };
+        Self(ticks)
+    }
+
+    /// Returns how many nanoseconds have passed since.
+    pub fn elapsed(self) -> f64 {
+        let ticks = Self::now().0 - self.0;
+        ticks as f64 * 1e9 / frequency() as f64
+    }
+}
+
+/// Returns by how many nanoseconds a thread was late at most, while `operation` ran, that the
+/// scheduler has to run as soon as its time has come: on one CPU that is how long the kernel did
+/// not let go of it. Returns nothing where that is not possible.
+pub fn lateness(operation: impl FnOnce()) -> Option<f64> {
+    const PERIOD: Duration = Duration::from_micros(100);
+    let finished = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            run_at_once()?;
+            let mut worst: f64 = 0.0;
+            while !finished.load(Ordering::Relaxed) {
+                let start = Moment::now();
+                thread::sleep(PERIOD);
+                worst = worst.max(start.elapsed() - PERIOD.as_nanos() as f64);
+            }
+            Some(worst)
+        });
+        // The thread is at it by then.
+        thread::sleep(10 * PERIOD);
+        operation();
+        finished.store(true, Ordering::Relaxed);
+        thread.join().expect("the thread has panicked")
+    })
+}
+
+extern "C" {
+    fn sched_setscheduler(pid: i32, policy: i32, parameters: *const i32) -> i32;
+}
+
+/// Has the scheduler run this thread in preference to others.
+fn run_at_once() -> Option<()> {
+    const SCHED_FIFO: i32 = 1;
+    let priority = 1;
+    // SAFETY: The parameters are a number, and change nothing but the schedule of this thread.
+    let ret = unsafe { sched_setscheduler(0, SCHED_FIFO, &priority) };
+    (ret == 0).then_some(())
+}
+
+/// Returns how many times a second the counter counts.
+fn frequency() -> u64 {
+    let frequency;
+    // SAFETY: The kernel lets programs read the frequency.
+    unsafe { asm!("mrs {}, cntfrq_el0", out(reg) frequency) };
+    frequency
+}

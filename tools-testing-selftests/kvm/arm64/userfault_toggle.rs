@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What setting and clearing the flag does to what is mapped.
+//!
+//! A failure means that a page which was marked in time is still within reach of the guest, or
+//! that the guest has to have pages mapped again for no reason.
+
+use libkvm::*;
+use std::{
+    sync::atomic::{
+        AtomicBool,
+        AtomicUsize,
+        Ordering, //
+    },
+    thread, //
+};
+
+/// Creates a machine that has all pages of its slot mapped.
+fn all_mapped(backing: Backing, count: usize) -> Machine {
+    let mut machine = Machine::new(backing, count);
+    machine.slot.fill();
+    machine.read_all();
+    machine
+}
+
+/// Returns the pages of a bitmap that are marked, or those that are not.
+fn with_mark(bitmap: &Bitmap, marked: bool) -> Vec<Page> {
+    let alike = |page: &Page| bitmap.is_marked(*page) == marked;
+    pages(0..bitmap.pages()).filter(alike).collect()
+}
+
+/// When the call that sets the flag returns, a page that was marked before exits, whatever was
+/// mapped, here a block.
+fn enable_takes_marked_pages_away() {
+    for marked in [0, 3] {
+        let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+        machine.read_all();
+        let bitmap = Bitmap::new(machine.slot.pages()).with(marked..marked + 1);
+        let _flag = machine.enable(&bitmap);
+        machine.read(0..marked);
+        expect_eq!(machine.run(), machine.userfault(Page(marked)));
+    }
+}
+
+/// The same, seen in stage 2, for marks of all kinds.
+fn no_marked_page_stays_mapped() {
+    let mut machine = all_mapped(Backing::Anonymous, 2100);
+    let count = machine.slot.pages();
+    for distance in [1, 2, 3, 5, 64, 2099] {
+        let bitmap = Bitmap::new(count);
+        (0..count)
+            .step_by(distance)
+            .for_each(|page| bitmap.mark(Page(page)));
+        let _flag = machine.enable(&bitmap);
+        let mapped = machine.slot.mapped();
+        let marked = mapped.iter().find(|page| bitmap.is_marked(**page));
+        expect_eq!(marked, None, "every {distance}th page is marked");
+        for page in with_mark(&bitmap, true) {
+            bitmap.clear(page);
+        }
+        machine.read_all();
+    }
+}
+
+/// Marked pages go and others stay, wherever runs of marks begin and end: the parts of the bitmap
+/// that KVM looks at together make no difference.
+fn marked_pages_go_and_others_stay() {
+    let mut machine = all_mapped(Backing::Anonymous, 2100);
+    let count = machine.slot.pages();
+    for (what, bitmap) in [
+        ("no page", Bitmap::new(count)),
+        (
+            "first and last",
+            Bitmap::new(count).with(0..1).with(count - 1..count),
+        ),
+        (
+            "in and across words",
+            Bitmap::new(count).with(7..9).with(63..65),
+        ),
+        ("a long run", Bitmap::new(count).with(1000..1200)),
+        ("across parts", Bitmap::new(count).with(2040..2056)),
+        ("all but three", Bitmap::new(count).with(3..count)),
+    ] {
+        let _flag = machine.enable(&bitmap);
+        expect_eq!(machine.slot.mapped(), with_mark(&bitmap, false), "{what}");
+        for page in pages(0..count) {
+            if bitmap.is_marked(page) {
+                expect_eq!(machine.run(), machine.userfault(page), "{what}");
+                bitmap.clear(page);
+            }
+            machine.read(page.0..page.0 + 1);
+        }
+    }
+}
+
+/// A block that has a marked page goes as a whole, be it the first, and its neighbour stays.
+fn blocks_with_a_mark_go() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 2);
+    let size = machine.slot.pages() / 2;
+    for marked in [size, size + 1, 2 * size - 1] {
+        machine.read_all();
+        expect_eq!(machine.slot.in_blocks().len(), 2 * size);
+        let bitmap = Bitmap::new(2 * size).with(marked..marked + 1);
+        let _flag = machine.enable(&bitmap);
+        expect_eq!(machine.slot.mapped(), pages(0..size).collect::<Vec<_>>());
+        machine.read(0..marked);
+        expect_eq!(machine.run(), machine.userfault(Page(marked)));
+        bitmap.clear(Page(marked));
+        machine.read(marked..2 * size);
+    }
+}
+
+/// Parts of stage 2 without a table are passed over, but nothing behind them is, wherever the slot
+/// begins: here within what one table maps.
+fn hole_does_not_hide_what_follows() {
+    // A table has as many entries, of 8 bytes, as fit in a page.
+    let entries = page_size() / 8;
+    let (first, mapped) = (3, Page(entries));
+    let mut machine = Machine::new(Backing::Anonymous, 2 * entries);
+    let part = machine.slot.region().part(first..2 * entries);
+    expect_eq!(machine.slot.region().delete(), Ok(()));
+    expect_eq!(part.set(), Ok(()));
+    let address = Gva(machine.slot.gpa(mapped).0);
+    machine.vcpus[0].set_args(address, 1, page_size() as u64);
+    machine.read(0..1);
+    expect_eq!(machine.slot.mapped(), [mapped]);
+
+    let bitmap = Bitmap::marked(2 * entries - first);
+    let _flag = machine.enable(&bitmap);
+    expect_eq!(machine.slot.mapped(), []);
+    expect_eq!(machine.run(), machine.userfault(mapped));
+}
+
+/// What cannot be read of the bitmap may have any mark, so all pages go whose bit is there, and
+/// those that are marked where it can be read; the call succeeds.
+fn pages_go_whose_bit_is_unreadable() {
+    let count = 4200;
+    let mut machine = all_mapped(Backing::Anonymous, count);
+    let area = Area::new(Backing::Anonymous, 2);
+    for readable in [0, 1, 255, 256, 257, 511, 512, 524] {
+        let bitmap = Bitmap::within(&area, page_size() - readable, count);
+        // Nothing is marked but the first and the last page whose bits can be read.
+        area.protect(Access::ReadWrite);
+        let marked = [Page(0), Page((readable * 8).min(count).saturating_sub(1))];
+        if readable != 0 {
+            marked.map(|page| bitmap.mark(page));
+        }
+        area.protect_pages(1..2, Access::None);
+        let flag = machine.enable(&bitmap);
+        let expected = |page: &Page| page.0 < readable * 8 && !marked.contains(page);
+        let wrong = machine
+            .slot
+            .mapped()
+            .into_iter()
+            .find(|page| !expected(page));
+        expect_eq!(wrong, None, "{readable} bytes can be read");
+        if readable != 0 {
+            expect_eq!(machine.run(), machine.userfault(Page(0)));
+        } else {
+            expect_eq!(machine.run(), Exit::Error(Errno::EFAULT));
+        }
+        flag.disable();
+        area.protect(Access::ReadWrite);
+        marked.map(|page| bitmap.clear(page));
+        machine.read_all();
+    }
+}
+
+/// A mark that is there before the call and until its end counts, whatever becomes of others
+/// meanwhile, those in the same byte included.
+fn marks_count_that_last_through_the_call() {
+    let mut machine = all_mapped(Backing::Anonymous, 2100);
+    let count = machine.slot.pages();
+    let bitmap = Bitmap::new(count);
+    for page in (0..count).step_by(8) {
+        bitmap.mark(Page(page));
+    }
+
+    for _ in 0..20 {
+        let (started, finished) = (AtomicBool::new(false), AtomicBool::new(false));
+        let flag = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !finished.load(Ordering::Relaxed) {
+                    for page in (4..count).step_by(8) {
+                        bitmap.mark(Page(page));
+                    }
+                    for page in (4..count).step_by(8) {
+                        bitmap.clear(Page(page));
+                    }
+                    started.store(true, Ordering::Relaxed);
+                }
+            });
+            while !started.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            let flag = machine.enable(&bitmap);
+            finished.store(true, Ordering::Relaxed);
+            flag
+        });
+        let wrong = machine
+            .slot
+            .mapped()
+            .into_iter()
+            .find(|page| page.0 % 8 == 0);
+        expect_eq!(wrong, None);
+        flag.disable();
+        machine.read_all();
+    }
+}
+
+/// A slot may be created with the flag: nothing of it was ever mapped, and marked pages exit.
+fn slot_is_created_with_the_flag() {
+    let (mut vm, vcpus) = Vm::new(16, 1, guest::read_pages);
+    let area = Area::new(Backing::Anonymous, 16);
+    area.fill();
+    vm.map(Gva(GPA.0), GPA, 16);
+    let slot = Slot::undeclared(&vm, &area, SLOT, GPA);
+    let bitmap = Bitmap::new(16).with(5..6);
+    let _flag = slot.enable(&bitmap);
+    let mut machine = Machine::of_slot((vm, vcpus), slot);
+    machine.read(0..5);
+    expect_eq!(machine.run(), machine.userfault(Page(5)));
+    bitmap.clear(Page(5));
+    machine.read(5..16);
+}
+
+/// Slots come and go, each with a slice of one bitmap, as memory is plugged and unplugged. What is
+/// marked stays marked.
+fn slots_with_slices_of_one_bitmap() {
+    const PAGES: usize = 16;
+    let (mut vm, mut vcpus) = Vm::new(3 * PAGES, 1, guest::read_pages);
+    let area = Area::new(Backing::Anonymous, 1);
+    let gpa = |slot| GPA + Bytes::of_pages(slot * PAGES);
+    let slots: Vec<Slot> = (0..3)
+        .map(|n| Slot::new(&mut vm, Backing::Anonymous, SLOT + n as u32, gpa(n), PAGES))
+        .collect();
+    let slices: Vec<Bitmap> = (0..3)
+        .map(|n| Bitmap::within(&area, 5 + n * PAGES / 8, PAGES))
+        .collect();
+    slices[0].mark(Page(PAGES - 1));
+    slices[2].mark(Page(0));
+    // The slot in between has no flag, and no use for its slice.
+    slices[1].mark(Page(0));
+    vcpus[0].set_args(Gva(GPA.0), 3 * PAGES as u64, page_size() as u64);
+
+    for round in 0..3 {
+        let _flags = (slots[0].recreate(&slices[0]), slots[2].recreate(&slices[2]));
+        for page in 0..3 * PAGES {
+            let (slot, inside) = (page / PAGES, Page(page % PAGES));
+            let marked = [(0, PAGES - 1), (2, 0)].contains(&(slot, inside.0));
+            if marked {
+                let exit = vcpus[0].run();
+                expect_eq!(
+                    exit,
+                    Exit::userfault(slots[slot].gpa(inside)),
+                    "round {round}"
+                );
+                slices[slot].clear(inside);
+            }
+            expect_eq!(vcpus[0].run(), Exit::Sync(page as u64, 0), "round {round}");
+            if marked {
+                slices[slot].mark(inside);
+            }
+        }
+    }
+}
+
+/// When the call that clears the flag returns, every mapping is still there, the marked page's
+/// included that was mapped before it was marked.
+fn disable_keeps_mappings() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    let last = machine.slot.pages() - 1;
+    let bitmap = Bitmap::new(last + 1).with(last..last + 1);
+    let flag = machine.slot.recreate(&bitmap);
+    machine.read(0..last);
+    bitmap.mark(Page(1));
+    let before = machine.slot.mappings();
+    assert!(!before.is_empty(), "nothing is mapped");
+
+    flag.disable();
+    expect_eq!(machine.slot.mappings(), before);
+}
+
+/// Has all pages read, and returns how many exits that took, those to the kernel included.
+fn exits_to_read_all(machine: &mut Machine) -> u64 {
+    let before = machine.vcpus[0].stat(c"exits");
+    machine.read_all();
+    machine.vcpus[0].stat(c"exits") - before
+}
+
+/// The same, seen by the guest: no page has to be mapped again, which would take an exit more.
+fn disable_costs_no_faults() {
+    let count = 64;
+    let mut machine = Machine::new(Backing::Anonymous, count);
+    let bitmap = Bitmap::new(count);
+    machine.slot.fill();
+    let flag = machine.enable(&bitmap);
+    machine.read_all();
+
+    let before = exits_to_read_all(&mut machine);
+    flag.disable();
+    let after = exits_to_read_all(&mut machine);
+    // The host's interrupts make some.
+    let limit = before + count as u64 / 2;
+    assert!(after < limit, "{after} exits, {before} before");
+}
+
+/// Setting and clearing the flag, over and over, under running vCPUs: none sees a page while it is
+/// marked, and none sees anything but userfaults.
+fn toggle_under_vcpus() {
+    let mut machine = Machine::with_guest(Backing::Anonymous, 4, 2, guest::hunt_zero);
+    let bitmap = Bitmap::new(4);
+    for page in pages(0..4) {
+        machine.slot.write(page, 0, 1);
+    }
+    let userfault = machine.userfault(Page(2));
+    let exits = AtomicUsize::new(0);
+    let on_exit = |exit| {
+        expect_eq!(exit, userfault);
+        exits.fetch_add(1, Ordering::Relaxed);
+        thread::yield_now();
+    };
+    machine.run_while(on_exit, |slot| {
+        let mut rounds = 0;
+        // As many as it takes for vCPUs to have met the mark.
+        while rounds < 200 || exits.load(Ordering::Relaxed) < 20 {
+            rounds += 1;
+            bitmap.mark(Page(2));
+            let flag = slot.enable(&bitmap);
+            // Nothing may be seen of this by a vCPU: the page is marked.
+            slot.write(Page(2), 0, 0);
+            thread::yield_now();
+            slot.write(Page(2), 0, 1);
+            bitmap.clear(Page(2));
+            flag.disable();
+        }
+    });
+}
+
+test_main! {
+    about: "What setting and clearing the flag of userfault does to what is mapped.",
+    needs: needs_userfault,
+    cases: [
+        enable_takes_marked_pages_away,
+        no_marked_page_stays_mapped,
+        marked_pages_go_and_others_stay: needs_helper,
+        blocks_with_a_mark_go: needs_helper,
+        hole_does_not_hide_what_follows,
+        pages_go_whose_bit_is_unreadable,
+        marks_count_that_last_through_the_call,
+        slot_is_created_with_the_flag,
+        slots_with_slices_of_one_bitmap,
+        disable_keeps_mappings,
+        disable_costs_no_faults,
+        toggle_under_vcpus,
+    ],
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What vCPUs, slots and the VM that they belong to have in common.
+
+use crate::{
+    area::Area,
+    bindings,
+    sys::{
+        ioctl_number,
+        Errno,
+        Ioctl,
+        Number, //
+    },
+};
+use std::{
+    fs::File,
+    os::fd::{
+        AsRawFd,
+        FromRawFd,
+        RawFd, //
+    },
+    ptr::NonNull,
+    sync::Mutex, //
+};
+
+// SAFETY: Each is the argument that api.rst has for the request, and has no address that KVM writes
+// to but those of tags and of the log, which are this crate's to fill in.
+pub(crate) mod request {
+    use super::*;
+
+    pub(crate) const SET_USER_MEMORY_REGION: Ioctl<bindings::kvm_userspace_memory_region> =
+        unsafe { Ioctl::new(bindings::LIBKVM_SET_USER_MEMORY_REGION) };
+    pub(crate) const SET_USER_MEMORY_REGION2: Ioctl<bindings::kvm_userspace_memory_region2> =
+        unsafe { Ioctl::new(bindings::LIBKVM_SET_USER_MEMORY_REGION2) };
+    pub(crate) const CREATE_GUEST_MEMFD: Ioctl<bindings::kvm_create_guest_memfd> =
+        unsafe { Ioctl::new(bindings::LIBKVM_CREATE_GUEST_MEMFD) };
+    pub(crate) const ENABLE_CAP: Ioctl<bindings::kvm_enable_cap> =
+        unsafe { Ioctl::new(bindings::LIBKVM_ENABLE_CAP) };
+    pub(crate) const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
+        unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
+    pub(crate) const GET_DIRTY_LOG: Ioctl<bindings::kvm_dirty_log> =
+        unsafe { Ioctl::new(bindings::LIBKVM_GET_DIRTY_LOG) };
+    pub(crate) const CLEAR_DIRTY_LOG: Ioctl<bindings::kvm_clear_dirty_log> =
+        unsafe { Ioctl::new(bindings::LIBKVM_CLEAR_DIRTY_LOG) };
+    pub(crate) const ARM_MTE_COPY_TAGS: Ioctl<bindings::kvm_arm_copy_mte_tags> =
+        unsafe { Ioctl::new(bindings::LIBKVM_ARM_MTE_COPY_TAGS) };
+}
+
+/// A VM of libkvm or without it, freed with its last user, and then the memory that it was given.
+pub(crate) struct VmInner {
+    /// libkvm's VM, or the file of one that libkvm does not know.
+    raw: Result<NonNull<bindings::kvm_vm>, File>,
+    fd: RawFd,
+    /// All that slots were ever made of, and bitmaps: KVM may go on to use them.
+    kept: Mutex<Vec<Area>>,
+}
+
+// SAFETY: libkvm has no state of its own for each thread.
+unsafe impl Send for VmInner {}
+// SAFETY: What is shared calls ioctls of the file descriptor. `raw` is used by `Vm` alone, which
+// does so in methods that take it mutably, and by whoever drops the last reference.
+unsafe impl Sync for VmInner {}
+
+impl Drop for VmInner {
+    fn drop(&mut self) {
+        if let Ok(raw) = self.raw {
+            // SAFETY: The pointer is valid, and this is its last user.
+            unsafe { bindings::kvm_vm_free(raw.as_ptr()) }
+        }
+    }
+}
+
+impl VmInner {
+    /// Wraps a VM of libkvm.
+    ///
+    /// # Safety
+    ///
+    /// The VM must be valid, and whoever uses the pointer must have the only [`Vm`](crate::Vm) of
+    /// it mutably.
+    pub(crate) unsafe fn new(raw: NonNull<bindings::kvm_vm>) -> Self {
+        Self {
+            raw: Ok(raw),
+            // SAFETY: The pointer is valid.
+            fd: unsafe { (*raw.as_ptr()).fd },
+            kept: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Creates a VM of which libkvm does not know: there is nothing in it but slots.
+    pub(crate) fn bare(kind: u32) -> Result<Self, Errno> {
+        let kvm = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .expect("cannot open /dev/kvm");
+        let fd = ioctl_number(kvm.as_raw_fd(), Number::CreateVm, kind.into())?;
+        Ok(Self {
+            // SAFETY: The file descriptor is new and has no other owner.
+            raw: Err(unsafe { File::from_raw_fd(fd) }),
+            fd,
+            kept: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Returns libkvm's pointer.
+    pub(crate) fn raw(&self) -> *mut bindings::kvm_vm {
+        let raw = self.raw.as_ref().expect("libkvm does not know the VM");
+        raw.as_ptr()
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Keeps memory for as long as the VM is there.
+    pub(crate) fn keep(&self, area: &Area) {
+        let mut kept = self.kept.lock().expect("another thread has failed");
+        kept.push(area.clone());
+    }
+
+    /// Returns what this VM says about a capability.
+    pub(crate) fn capability(&self, capability: u32) -> i32 {
+        ioctl_number(self.fd, Number::CheckExtension, capability.into())
+            .expect("KVM_CHECK_EXTENSION failed")
+    }
+}
