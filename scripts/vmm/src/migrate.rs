@@ -415,6 +415,9 @@ fn incomplete(
 ) -> Result<Guest> {
     let config = vm.memory.config();
     let base = vm.memory.host_address();
+    // Registered before pages are dropped: khugepaged fills holes with zeros to make a huge page of
+    // what is around them, but not where userfaultfd waits for what is missing.
+    let uffd = memory::register(&vm.memory)?;
     // What earlier rounds brought of these pages is old: it goes, before anybody may see it.
     let unasked = Marks::new(config.pages())?;
     unasked.load_words(&missing.to_words());
@@ -422,7 +425,6 @@ fn incomplete(
         vm.memory.drop_pages(run)?;
     }
     unasked.load_words(&missing.to_words());
-    let uffd = memory::register(&vm.memory)?;
     let marks = by_marks.then_some(missing);
     if let Some(marks) = &marks {
         vm.set_slot(Some(marks), false)?;
