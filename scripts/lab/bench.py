@@ -112,7 +112,7 @@ def image(source, commit, variant, jobs):
         # The base does not offer userfault.
         config.check(build, variant)
     step(
-        f"building the {variant} kernel of {commit[:12]} (1 to 5 minutes)",
+        f"building the {variant} kernel for the benchmark",
         kernel.make(source, build, "Image", jobs=jobs),
         f"bench-{variant}",
     )

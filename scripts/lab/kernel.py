@@ -40,9 +40,9 @@ def kernel(tree, variant, jobs=None, words=("Image",)):
     with lock(f"build-{build.parent.name}-{variant}"):
         begin(build)
         config.bring_up_to_date(tree, build, variant)
-        minutes = "1 to 5 minutes, seconds if little has changed"
+        what = f"building the {variant} kernel"
         step(
-            f"building the {variant} kernel ({minutes})",
+            f"{what} again" if (build / "vmlinux").exists() else f"{what} from nothing",
             make(tree, build, *words, jobs=jobs),
             f"kernel-{variant}",
         )
@@ -55,7 +55,7 @@ def selftests(tree, build, jobs=None):
     with lock(f"build-{build.parent.name}-{build.name}"):
         step("installing the kernel's headers", make(tree, build, "headers"), "headers")
         step(
-            "building the KVM selftests (20 seconds)",
+            "building the KVM selftests",
             [
                 "make",
                 "-C",
