@@ -58,7 +58,8 @@ impl<'a> Marks<'a> {
     ) -> Option<Self> {
         let first = pages.first().0 / MARKS_PER_BYTE;
         let end = pages.end().0.div_ceil(MARKS_PER_BYTE);
-        let count = ByteCount(end.checked_sub(first)?);
+        // The pages begin before they end, so this does not wrap.
+        let count = ByteCount(end.wrapping_sub(first));
 
         if !bitmap.read(Byte(first), count, words) {
             return None;

@@ -11,7 +11,9 @@ UNSIGNED = "Missing Signed-off-by: line(s)"
 EXCEPTIONS = {
     UNSIGNED: "whoever sends the series signs it",
     "does MAINTAINERS need updating?": "one patch does so for all",
+    "WARNING: Unknown commit id": "the base here has no history",
     "arch/arm64/kvm/trace_arm.h:": "tracepoints are laid out like all others of that file",
+    "arch/arm64/include/asm/mte.h:": "its empty functions stand without lines between them",
     "'inout' may be misspelled": "an operand of Rust's asm!()",
     "'TGE' may be misspelled": "a bit of HCR_EL2",
 }

@@ -232,4 +232,11 @@ pub fn resume(world: &World, random: &mut Random) {
 
     let chunk = Chunk::resume(slot, Gfn(start), PageCount(count), Gfn(next), words);
     assert_eq!(chunk.is_some(), inside && fits && is_there);
+
+    let chunk = Chunk::read(slot, Gfn(start), PageCount(count), world, words);
+    let is_readable = || {
+        let bytes = first as u64 / 8..(end as u64).div_ceil(8);
+        { bytes }.all(|byte| world.is_readable(byte))
+    };
+    assert_eq!(chunk.is_some(), inside && fits && is_readable());
 }

@@ -119,7 +119,7 @@ pub fn serve(folder: &Path, path: &Path) -> Result<()> {
     let marks = Arc::new(Marks::open(marks, pages)?);
     let stats = Arc::new(Stats::new());
     let fill = Fill::Uffd(uffd.clone(), base);
-    let pager = Pager::new(pages, Box::new(memory), fill, Some(marks.clone()), stats.clone())?;
+    let pager = Pager::new(pages, Box::new(memory), fill, Some(marks), stats.clone())?;
     {
         let pager = pager.clone();
         thread::spawn(move || pager.serve(&uffd, base));
@@ -128,8 +128,8 @@ pub fn serve(folder: &Path, path: &Path) -> Result<()> {
         let pager = pager.clone();
         thread::spawn(move || {
             for vcpu in listener.incoming().flatten() {
-                let (pager, marks) = (pager.clone(), marks.clone());
-                thread::spawn(move || answer(vcpu, &pager, &marks));
+                let pager = pager.clone();
+                thread::spawn(move || answer(vcpu, &pager));
             }
         });
     }
@@ -146,15 +146,9 @@ pub fn serve(folder: &Path, path: &Path) -> Result<()> {
 }
 
 /// Answers the requests of a vCPU.
-fn answer(mut vcpu: UnixStream, pager: &Pager, marks: &Marks) -> Result<()> {
+fn answer(mut vcpu: UnixStream, pager: &Pager) -> Result<()> {
     while let Ok(page) = read_word(&mut vcpu) {
-        let page = page as usize;
-        if pager.supply(page..page + 1)? == 0 {
-            // Another thread is at it.
-            while marks.is_set(page) {
-                thread::yield_now();
-            }
-        }
+        pager.demand(page as usize)?;
         vcpu.write_all(&0u64.to_le_bytes()).context("the VMM has gone")?;
     }
     Ok(())

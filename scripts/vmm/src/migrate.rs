@@ -129,6 +129,8 @@ struct Sender<'a> {
     vm: &'a Vm,
     link: Mutex<Link>,
     missing: Marks,
+    /// What was asked for before the destination said that it runs.
+    early: Vec<usize>,
     bytes: u64,
 }
 
@@ -211,7 +213,7 @@ fn precopy<'a>(vm: &'a Vm, path: &Path, mode: Mode) -> Result<(Sender<'a>, usize
     )?;
     let missing = Marks::new(config.pages())?;
     missing.set(0..config.pages());
-    let mut sender = Sender { vm, link: Mutex::new(link), missing, bytes: 0 };
+    let mut sender = Sender { vm, link: Mutex::new(link), missing, early: Vec::new(), bytes: 0 };
     vm.set_slot(None, true)?;
     let mut rounds = 0;
     loop {
@@ -243,8 +245,15 @@ fn switch(vm: &Vm, sender: &mut Sender, mode: Mode) -> Result<usize> {
         sender.missing.to_words().iter().flat_map(|word| word.to_le_bytes()).collect();
     let mut link = lock(&sender.link);
     link.send(SWITCH, state.len() as u64, 0, &[state, words].concat())?;
-    link.expect(RUNNING)?;
-    Ok(sender.missing.count())
+    loop {
+        let message = link.receive()?;
+        match message.kind {
+            RUNNING => return Ok(sender.missing.count()),
+            // A vCPU was faster than the thread that says so.
+            REQUEST => sender.early.push(message.a as usize),
+            kind => fail!("message {kind} from the destination, which is not for now"),
+        }
+    }
 }
 
 /// Sends what is missing, what is asked for first. Returns how many pages were asked for.
@@ -253,7 +262,10 @@ fn finish(sender: &mut Sender) -> Result<u64> {
     let shared = &*sender;
     let (asked, bytes) = thread::scope(|scope| {
         let answers = scope.spawn(move || -> Result<(u64, u64)> {
-            let (mut asked, mut bytes) = (0, 0);
+            let (mut asked, mut bytes) = (shared.early.len() as u64, 0);
+            for page in &shared.early {
+                bytes += shared.send(*page..*page + 1)?;
+            }
             loop {
                 let message = requests.receive()?;
                 match message.kind {
@@ -403,6 +415,9 @@ fn incomplete(
 ) -> Result<Guest> {
     let config = vm.memory.config();
     let base = vm.memory.host_address();
+    // Registered before pages are dropped: khugepaged fills holes with zeros to make a huge page of
+    // what is around them, but not where userfaultfd waits for what is missing.
+    let uffd = memory::register(&vm.memory)?;
     // What earlier rounds brought of these pages is old: it goes, before anybody may see it.
     let unasked = Marks::new(config.pages())?;
     unasked.load_words(&missing.to_words());
@@ -410,7 +425,6 @@ fn incomplete(
         vm.memory.drop_pages(run)?;
     }
     unasked.load_words(&missing.to_words());
-    let uffd = memory::register(&vm.memory)?;
     let marks = by_marks.then_some(missing);
     if let Some(marks) = &marks {
         vm.set_slot(Some(marks), false)?;

@@ -96,6 +96,17 @@ impl Pager {
         Ok(())
     }
 
+    /// Returns when a page that a vCPU exited for is there.
+    pub fn demand(&self, page: usize) -> Result<()> {
+        if self.supply(page..page + 1)? == 0 {
+            // Another thread is at it. To enter the vCPU now would only make it exit again.
+            while self.marks.as_ref().is_some_and(|marks| marks.is_set(page)) {
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
     /// Supplies what userfaultfd asks for, until it is gone.
     pub fn serve(&self, uffd: &Uffd, base: u64) -> Result<()> {
         loop {
@@ -115,11 +126,7 @@ impl Pager {
 /// A vCPU's thread serves its own exits.
 impl Demand for Arc<Pager> {
     fn page(&mut self, page: usize) -> Result<()> {
-        if self.supply(page..page + 1)? == 0 {
-            // Another thread is at it.
-            std::thread::yield_now();
-        }
-        Ok(())
+        self.demand(page)
     }
 }
 

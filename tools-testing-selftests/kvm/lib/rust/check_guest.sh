@@ -14,7 +14,8 @@ command -v "$READELF" >/dev/null || { echo "$READELF is missing" >&2; exit 1; }
 	$4 == "FUNC" && $7 == section { own[$8] }
 	END {
 		for (symbol in called)
-			if (!(symbol in own) && symbol !~ /^(guest_code|ucall|memcpy|memset|memcmp)$/) {
+			if (!(symbol in own) &&
+			    symbol !~ /^(guest_code|ucall|memcpy|memset|memcmp)$/) {
 				print file ": guest code calls " symbol >"/dev/stderr"
 				wrong = 1
 			}
