@@ -105,6 +105,7 @@ def image(source, commit, variant, jobs):
     stamp = target / "config"
     if stamp.exists() and stamp.read_text() == asked:
         return target
+    kernel.begin(build)
     build.mkdir(parents=True, exist_ok=True)
     kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
     config.write(source, build, variant)

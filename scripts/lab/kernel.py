@@ -23,14 +23,19 @@ def make(tree, build, *words, jobs=None):
 
 def begin(build):
     """Begins a build with a copy of one that is near to it; make keeps what fits."""
-    near = build.with_name(config.near(build.name) or "none")
-    if build.exists() or not (near / "vmlinux").exists():
+    near = [
+        path
+        for path in sorted(build.parent.glob("*/vmlinux"))
+        if config.kind(path.parent.name) == config.kind(build.name)
+    ]
+    if build.exists() or not near:
         return
-    say(f"beginning with a copy of the {near.name} kernel's build")
+    other = near[0].parent
+    say(f"beginning with a copy of the {other.name} kernel's build")
     scratch = build.with_name(f"{build.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    with lock(f"build-{near.parent.name}-{near.name}"):
-        shutil.copytree(near, scratch, symlinks=True)
+    with lock(f"build-{other.parent.name}-{other.name}"):
+        shutil.copytree(other, scratch, symlinks=True)
     scratch.rename(build)
 
 
