@@ -123,7 +123,7 @@ def unpack(package, destination):
     if len(archives) != 1:
         raise LabError(f"{package} holds no kernel source archive; delete it and run this again")
     step(
-        "unpacking the kernel source (15 seconds)",
+        "unpacking the kernel source",
         ["tar", "-C", destination, "--strip-components=1", "-xf", archives[0]],
         "unpack-source",
     )

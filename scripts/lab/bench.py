@@ -105,6 +105,7 @@ def image(source, commit, variant, jobs):
     stamp = target / "config"
     if stamp.exists() and stamp.read_text() == asked:
         return target
+    kernel.begin(build)
     build.mkdir(parents=True, exist_ok=True)
     kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
     config.write(source, build, variant)
@@ -112,7 +113,7 @@ def image(source, commit, variant, jobs):
         # The base does not offer userfault.
         config.check(build, variant)
     step(
-        f"building the {variant} kernel of {commit[:12]} (1 to 5 minutes)",
+        f"building the {variant} kernel for the benchmark",
         kernel.make(source, build, "Image", jobs=jobs),
         f"bench-{variant}",
     )

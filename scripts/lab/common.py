@@ -128,11 +128,27 @@ class Ticker:
             print(f"    {self.what}: {elapsed} s, {lines} lines of log", file=sys.stderr, flush=True)
 
 
+def duration(seconds):
+    """Returns a time in words."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def took(what, seconds=None):
+    """Remembers how long a step took on this machine, or returns that in words, if it is known."""
+    path = CACHE / "times" / re.sub(r"\W+", "-", what)
+    if seconds is not None:
+        write_if_changed(path, f"{seconds:.0f}\n")
+    text = path.read_text().strip() if path.exists() else ""
+    return f"{duration(int(text))} the last time, " if text.isdigit() else ""
+
+
 def step(what, command, log, *, cwd=None, env=None, stdin=None):
     """Runs a command of a named step with its output in a log."""
     LOGS.mkdir(parents=True, exist_ok=True)
     path = LOGS / f"{log}.log"
-    say(f"{what} (log: {path})")
+    say(f"{what} ({took(what)}log: {path})")
+    start = time.monotonic()
     command = [str(word) for word in command]
     with open(path, "w", encoding="utf-8") as out, Ticker(what, path):
         out.write(f"$ {shlex.join(command)}\n")
@@ -152,6 +168,7 @@ def step(what, command, log, *, cwd=None, env=None, stdin=None):
             f"the step '{what}' failed with code {result.returncode}; the end of its log is"
             f" above, all of it in {path}.{no_space(CACHE)}"
         )
+    took(what, time.monotonic() - start)
     return path
 
 

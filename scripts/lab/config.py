@@ -48,10 +48,10 @@ def fragments(variant):
     return [FRAGMENTS / f"{name}.config" for name in names]
 
 
-def near(variant):
-    """Returns the variant that differs so little that its build is a start, or nothing."""
-    other = re.sub(rf"-no({'|'.join(WITHOUT)})$", "", variant)
-    return other if other != variant else ""
+def kind(variant):
+    """Returns what variants have in common that differ so little that one's build is a start for
+    another."""
+    return re.sub(rf"-no({'|'.join(WITHOUT)})$", "", variant)
 
 
 def text(variant):

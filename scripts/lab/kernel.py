@@ -23,14 +23,19 @@ def make(tree, build, *words, jobs=None):
 
 def begin(build):
     """Begins a build with a copy of one that is near to it; make keeps what fits."""
-    near = build.with_name(config.near(build.name) or "none")
-    if build.exists() or not (near / "vmlinux").exists():
+    near = [
+        path
+        for path in sorted(build.parent.glob("*/vmlinux"))
+        if config.kind(path.parent.name) == config.kind(build.name)
+    ]
+    if build.exists() or not near:
         return
-    say(f"beginning with a copy of the {near.name} kernel's build")
+    other = near[0].parent
+    say(f"beginning with a copy of the {other.name} kernel's build")
     scratch = build.with_name(f"{build.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    with lock(f"build-{near.parent.name}-{near.name}"):
-        shutil.copytree(near, scratch, symlinks=True)
+    with lock(f"build-{other.parent.name}-{other.name}"):
+        shutil.copytree(other, scratch, symlinks=True)
     scratch.rename(build)
 
 
@@ -40,9 +45,9 @@ def kernel(tree, variant, jobs=None, words=("Image",)):
     with lock(f"build-{build.parent.name}-{variant}"):
         begin(build)
         config.bring_up_to_date(tree, build, variant)
-        minutes = "1 to 5 minutes, seconds if little has changed"
+        what = f"building the {variant} kernel"
         step(
-            f"building the {variant} kernel ({minutes})",
+            f"{what} again" if (build / "vmlinux").exists() else f"{what} from nothing",
             make(tree, build, *words, jobs=jobs),
             f"kernel-{variant}",
         )
@@ -55,7 +60,7 @@ def selftests(tree, build, jobs=None):
     with lock(f"build-{build.parent.name}-{build.name}"):
         step("installing the kernel's headers", make(tree, build, "headers"), "headers")
         step(
-            "building the KVM selftests (20 seconds)",
+            "building the KVM selftests",
             [
                 "make",
                 "-C",

@@ -147,8 +147,8 @@ def prepare(series, env):
     subject = re.search(r"^Subject: \[(.*?)PATCH", series.cover.read_text(), re.M)
     prefixes = subject[1].split() if subject else []
     b4("setting its prefixes", "prep", "--set-prefixes", *(prefixes or [""]))
-    b4("asking get_maintainer for To and Cc (30 seconds)", "prep", "--auto-to-cc")
-    log = b4("running b4 prep --check (one minute)", "prep", "--check", "--no-cache")
+    b4("asking get_maintainer for To and Cc", "prep", "--auto-to-cc")
+    log = b4("running b4 prep --check", "prep", "--check", "--no-cache")
     return re.findall(r"checkpatch\.pl: (.*)", re.sub(r"\x1b\[[0-9;]*m", "", log))
 
 

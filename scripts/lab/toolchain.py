@@ -7,8 +7,9 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 
-from common import CACHE, LAB, LOGS, LabError, say, tail
+from common import CACHE, LAB, LOGS, LabError, say, tail, took
 
 ROOT = CACHE / "toolchain"
 PACKAGES = LAB / "packages"
@@ -105,7 +106,9 @@ def make():
             f"the cache needs {GIGABYTES} GiB and {CACHE} has {free}.\nMake room, or name another"
             " place with --cache."
         )
-    say("making the toolchain, a Debian 13 root file system (one minute, 3 GB)")
+    what = "making the toolchain, a Debian 13 root file system of 3 GB"
+    say(f"{what} ({took(what)}log: {LOGS / 'toolchain.log'})")
+    start = time.monotonic()
     new, packed = ROOT.with_name("toolchain.new"), ROOT.with_name("toolchain.tar")
 
     def inside(*words):
@@ -121,6 +124,7 @@ def make():
         packed.unlink()
     inside("cp", "--", PACKAGES, new / "etc/kvm-userfault-packages")
     new.rename(ROOT)
+    took(what, time.monotonic() - start)
 
 
 def is_up_to_date():

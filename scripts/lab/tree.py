@@ -31,7 +31,7 @@ def commit_source(package, name, version):
     """Commits a kernel source package and returns the commit, the same wherever it is made."""
     scratch, index = kgit.TREE.with_name("linux.new"), kgit.TREE.with_name("linux.index")
     base.unpack(package, scratch)
-    say("committing the base (30 seconds)")
+    say("committing the base")
     index.unlink(missing_ok=True)
     repository = ["--git-dir", kgit.TREE / ".git", "--work-tree", "."]
     kgit.git(*repository, "add", "--all", "--force", tree=scratch, index=index)

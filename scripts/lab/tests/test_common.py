@@ -62,6 +62,20 @@ class Errors(unittest.TestCase):
             self.assertEqual((done.returncode, "Traceback" in done.stderr), (code, False))
 
 
+class Times(unittest.TestCase):
+    """What a step is said to take is what it took."""
+
+    def test_times(self):
+        """Nothing is said of a step that was never run, and of another the last time."""
+        with small.scratch() as name, mock.patch.object(common, "CACHE", pathlib.Path(name)):
+            self.assertEqual(common.took("building it"), "")
+            common.took("building it", 135.2)
+            self.assertEqual(common.took("building it"), "2 min 15 s the last time, ")
+            self.assertEqual(common.took("building that"), "")
+            common.took("building it", 7)
+            self.assertEqual(common.took("building it"), "7 s the last time, ")
+
+
 class Writing(unittest.TestCase):
     """What an interruption may leave."""
 
