@@ -31,7 +31,8 @@ from overlay import overlays
 
 # What is compiled with warnings, and the machines that the suite runs on, with which kernels.
 WARNED = ["4k", "4k-norust"]
-RUN = {"4k": ["vhe", "nofwb"], "4k-norust": ["vhe", "nofwb"], "4k-nohelper": ["nofwb"]}
+# For the rest there is 'scripts/run --matrix', with --without helper and --without rust.
+RUN = {"4k": ["vhe", "nofwb"], "4k-norust": ["nofwb"]}
 # The mutants that are tried each time.
 QUICK_MUTANTS = [
     "bitmap-is-replaced",
