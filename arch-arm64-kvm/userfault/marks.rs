@@ -178,8 +178,10 @@ mod tests {
     /// Runs are as long as they can be, wherever they begin and end, and come in order.
     #[test]
     fn runs_are_the_marked_pages() {
+        type Range = (u64, u64);
+
         // The pages, which of them are marked, and the runs.
-        let table: [((u64, u64), &[u64], &[(u64, u64)]); 7] = [
+        let table: [(Range, &[u64], &[Range]); 7] = [
             ((0, 128), &[], &[]),
             ((0, 128), &[0, 1, 2, 127], &[(0, 3), (127, 128)]),
             ((0, 128), &[62, 63, 64, 65], &[(62, 66)]),

@@ -151,8 +151,7 @@ def rust_remarks(build, names):
     rust.check_format(kgit.TREE, *paths)
     if not any(path.is_relative_to(kgit.TREE / "arch") for path in paths):
         return []
-    log = rust.clippy(kgit.TREE, build.path, build.jobs)
-    wrong = remarks(log.read_text(errors="replace"))
+    wrong = rust.clippy(kgit.TREE, build.path, build.jobs)
     return wrong + rust.panic_symbols(kgit.TREE, build.path, build.jobs)
 
 
