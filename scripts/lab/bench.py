@@ -24,8 +24,8 @@ import kgit
 import machine
 import report
 import tree
-from common import CACHE, REPO, LabError, add_common_options, lock, main, output, say, step
-from common import succeeds
+from common import CACHE, REPO, LabError, add_common_options, lock, main, output, step
+from overlay import overlays
 
 # How long a case of the benchmark may take, and all of it.
 CASE_SECONDS, SECONDS = 900, 3600
@@ -33,8 +33,11 @@ CASE_SECONDS, SECONDS = 900, 3600
 # What is compared: the base, and the series without and with the helper.
 BASE, CORE, HELPER = "base", "core", "helper"
 
-# Kernels that count instructions, and kernels that count calls and locks.
-COUNT, EVENTS = "4k-count", "4k-trace"
+# The kernel whose instructions are counted, the one that tests run on, and a kernel that counts
+# calls and locks.
+COUNT, EVENTS = "4k", "4k-trace"
+# Where the kernels to compare are kept.
+FOLDER = CACHE / "bench-kernels"
 
 # The machines, and where calls and locks are counted: with two CPUs.
 MACHINES = {"n1": ("counting-n1", "nofwb"), "max": ("counting-max", "vhe")}
@@ -85,59 +88,47 @@ def kernels(commit):
     return {BASE: ("base", "-nohelper"), CORE: (commit, "-nohelper"), HELPER: (commit, "")}
 
 
-def worktree():
-    """Returns a checkout of the series' tree for the commits to compare."""
-    path = CACHE / "trees" / "bench"
-    if not succeeds(["git", "-C", path, "rev-parse", "--git-dir"], env=kgit.environment()):
-        shutil.rmtree(path, ignore_errors=True)
-        kgit.git("worktree", "prune")
-        say(f"making {path}, a checkout of {kgit.TREE}")
-        kgit.git("worktree", "add", "--quiet", "--detach", path, "base")
-    return path
-
-
-def image(source, commit, variant, jobs):
-    """Builds a commit's kernel unless there is one of the same source, and returns where it is."""
+def image(build, commit, variant, jobs):
+    """Builds a commit's kernel where another is built, unless there is one of the same source, and
+    returns where it is."""
     content = kgit.git("rev-parse", f"{commit}^{{tree}}")
-    asked = config.defaults(source) + config.text(variant)
-    build = kernel.directory(source, variant)
-    target = build.with_name(f"{variant}-{content[:12]}")
+    asked = config.defaults(kgit.TREE) + config.text(variant)
+    target = FOLDER / f"{variant}-{content[:12]}"
     stamp = target / "config"
     if stamp.exists() and stamp.read_text() == asked:
         return target
-    kernel.begin(build)
-    build.mkdir(parents=True, exist_ok=True)
-    kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
-    config.write(source, build, variant)
-    if commit != "base":
-        # The base does not offer userfault.
-        config.check(build, variant)
-    step(
-        f"building the {variant} kernel for the benchmark",
-        kernel.make(source, build, "Image", jobs=jobs),
-        f"bench-{variant}",
-    )
-    name = pathlib.Path("arch/arm64/boot/Image")
-    (target / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(build / name, target / name)
-    stamp.write_text(asked)
+    with overlays(kgit.TREE, build):
+        kgit.git("checkout", "--quiet", "--force", "--detach", commit)
+        config.write(kgit.TREE, build, variant)
+        if commit != "base":
+            # The base does not offer userfault.
+            config.check(build, variant)
+        command = kernel.make(kgit.TREE, build, "Image", jobs=jobs)
+        step(f"building the {variant} kernel for the benchmark", command, f"bench-{variant}")
+        name = pathlib.Path("arch/arm64/boot/Image")
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(build / name, target / name)
+        stamp.write_text(asked)
     return target
 
 
-def selftests(source, commit, jobs):
+def selftests(build, commit, jobs):
     """Builds the selftests of the whole series with the benchmark, and returns an initrd."""
-    kgit.git("checkout", "--quiet", "--force", "--detach", commit, tree=source)
-    tests = source / "tools/testing/selftests/kvm"
-    for path in PROGRAMS.glob("*.rs"):
-        shutil.copy(path, tests / "arm64")
-    makefile = tests / "Makefile.kvm"
-    line = "TEST_GEN_PROGS_RUST_arm64 += arm64/"
-    text = makefile.read_text()
-    if line not in text:
-        raise LabError(f"{makefile} has no '{line}', where the benchmark would be added")
-    makefile.write_text(text.replace(line, f"{line}userfault_bench\n{line}", 1))
-    build = kernel.directory(source, COUNT)
-    return kernel.initrd(build, kernel.selftests(source, build, jobs))
+    tests = kgit.TREE / "tools/testing/selftests/kvm"
+    target = FOLDER / "initrd.cpio.gz"
+    with overlays(kgit.TREE, build):
+        kgit.git("checkout", "--quiet", "--force", "--detach", commit)
+        for path in PROGRAMS.glob("*.rs"):
+            shutil.copy(path, tests / "arm64")
+        makefile = tests / "Makefile.kvm"
+        line = "TEST_GEN_PROGS_RUST_arm64 += arm64/"
+        text = makefile.read_text()
+        if line not in text:
+            raise LabError(f"{makefile} has no '{line}', where the benchmark would be added")
+        makefile.write_text(text.replace(line, f"{line}userfault_bench\n{line}", 1))
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        shutil.copy(kernel.initrd(build, kernel.selftests(kgit.TREE, build, jobs)), target)
+    return target
 
 
 def run(name, build, initrd, kind, cases):
@@ -179,18 +170,19 @@ def measure(machines, images, initrd, quick, jobs):
     return results
 
 
-def images_of(source, compared, kinds, jobs):
+def images_of(compared, kinds, jobs):
     """Builds the kernels and returns {variant: {name: where it is}}; the same one is built once."""
-    images = {
-        kind: {name: image(source, commit, kind + rest, jobs)
-               for name, (commit, rest) in compared.items() if name in names}
-        for kind, names in kinds.items()
-    }  # fmt: skip
-    used = {path for found in images.values() for path in found.values()}
+    images = {}
     for kind in kinds:
-        for old in kernel.directory(source, kind).parent.glob(f"{kind}-*"):
-            if (old / "config").exists() and old not in used:
-                shutil.rmtree(old)
+        build = kernel.kernel(kgit.TREE, kind, jobs)
+        images[kind] = {
+            name: image(build, commit, kind + rest, jobs)
+            for name, (commit, rest) in compared.items()
+        }
+    used = {path for found in images.values() for path in found.values()}
+    for old in FOLDER.glob("*/config"):
+        if old.parent not in used and old.parent.name.startswith(tuple(kinds)):
+            shutil.rmtree(old.parent)
     return images
 
 
@@ -225,11 +217,9 @@ def program():
         raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
     commit = kgit.git("rev-parse", args.branch or kgit.BRANCH)
     compared = kernels(commit)
-    kinds = {COUNT: [*compared]} if args.quick else {COUNT: [*compared], EVENTS: [*compared]}
     with lock("build-bench"):
-        source = worktree()
-        images = images_of(source, compared, kinds, args.jobs)
-        initrd = selftests(source, commit, args.jobs)
+        images = images_of(compared, [COUNT] if args.quick else [COUNT, EVENTS], args.jobs)
+        initrd = selftests(kernel.directory(kgit.TREE, COUNT), commit, args.jobs)
         machines = {name: MACHINES[name] for name in args.machine or MACHINES}
         jobs = args.jobs or os.cpu_count() or 1
         results = measure(machines, images, initrd, args.quick, jobs)

@@ -87,9 +87,17 @@ def qemu(machine, build, initrd, extra):
     ]
 
 
-def boot(
-    name, build, initrd, command, *, shell=False, timeout=600, silence=None, show=True, extra=""
-):
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When to end a machine: after some seconds, after some in which it has said nothing, or when
+    it says something that a pattern matches."""
+
+    timeout: float = 600
+    silence: float = float("inf")
+    stop: str = r"(?!)"
+
+
+def boot(name, build, initrd, command, *, shell=False, timeout=600, limits=None, show=True, extra=""):
     """Boots a machine, runs a command on it and returns (exit code, lines of its console)."""
     say(f"booting the {name} machine ({build.name} kernel)")
     with tempfile.TemporaryDirectory() as directory:
@@ -103,12 +111,12 @@ def boot(
         words = [str(word) for word in qemu(kind, build, combined, extra)]
         if shell:
             return subprocess.run(words, check=False).returncode, []
-        return watch(words, f"boot-{build.name}-{name}", timeout, silence, show)
+        limits = limits or Limits(timeout)
+        return watch(words, f"boot-{build.name}-{name}", limits, show)
 
 
-def watch(words, log, timeout, silence, show):
-    """Runs a machine to its end, or until it has said nothing for some seconds, showing its
-    console, and returns (exit code, lines)."""
+def watch(words, log, limits, show):
+    """Runs a machine to its end, showing its console, and returns (exit code, lines)."""
     LOGS.mkdir(parents=True, exist_ok=True)
     path = LOGS / f"{log}.log"
     ticker = contextlib.nullcontext() if show else Ticker("running", path)
@@ -124,7 +132,7 @@ def watch(words, log, timeout, silence, show):
         ticker,
     ):
         try:
-            for line in console(process, timeout, silence or timeout):
+            for line in console(process, limits):
                 out.write(line + "\n")
                 match = re.match(r"lab: ended with (\d+)", line)
                 if match:
@@ -133,6 +141,9 @@ def watch(words, log, timeout, silence, show):
                 lines.append(line)
                 if show:
                     print(line, flush=True)
+                if re.search(limits.stop, line):
+                    why = "was stopped for what it said"
+                    break
         except TimeoutError as error:
             why = str(error)
         finally:
@@ -144,17 +155,16 @@ def watch(words, log, timeout, silence, show):
     return code, lines
 
 
-def console(process, timeout, silence):
-    """Yields the lines of a machine's console until it ends; it has some seconds for all, and some
-    for each line."""
+def console(process, limits):
+    """Yields the lines of a machine's console until it ends, or a limit is reached."""
     rest, now = b"", time.monotonic()
-    end, heard = now + timeout, now
+    end, heard = now + limits.timeout, now
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
             if not selector.select(timeout=1):
-                if time.monotonic() >= heard + silence:
-                    raise TimeoutError(f"said nothing for {silence} seconds")
+                if time.monotonic() >= heard + limits.silence:
+                    raise TimeoutError(f"said nothing for {limits.silence} seconds")
             else:
                 heard = time.monotonic()
                 chunk = os.read(process.stdout.fileno(), 65536)
@@ -164,6 +174,6 @@ def console(process, timeout, silence):
                 for line in complete:
                     yield line.decode(errors="replace").rstrip("\r")
             if time.monotonic() >= end:
-                raise TimeoutError(f"did not finish in {timeout} seconds")
+                raise TimeoutError(f"did not finish in {limits.timeout} seconds")
     if rest:
         yield rest.decode(errors="replace").rstrip("\r")

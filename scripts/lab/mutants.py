@@ -32,6 +32,10 @@ PARAMETER = "/sys/module/kvm/parameters/mutant"
 SECONDS = {"nested": 90}
 DEFAULT_SECONDS = 40
 
+# What a kernel says that is as good as dead: it may go on saying it.
+OOPS, STALL = r"Oops|Internal error|Kernel panic", r"detected stalls|self-detected stall|soft lockup"
+DEAD = f"{OOPS}|{STALL}"
+
 # How a mutant is tried: each program with the cases that are wanted of it, in the form of
 # kselftest's runner, and then KUnit's suites, which run again when they are asked to.
 SCRIPT = """\
@@ -142,8 +146,10 @@ def failed_cases(lines, name, variant):
 def how_noticed(lines, ended, failed):
     """Returns how the kernel, or the end of a program, shows that something is wrong."""
     splats = [line for line in lines if run.SPLAT.search(line)]
-    if any(re.search(r"Oops|Kernel panic|Internal error", line) for line in lines):
+    if any(re.search(OOPS, line) for line in lines):
         return "an Oops"
+    if any(re.search(STALL, line) for line in lines):
+        return "a hang"
     if splats:
         return f"a splat ({splats[0][:60].strip()})"
     if not ended:
@@ -186,9 +192,8 @@ class Place:
                 self.build,
                 self.initrd,
                 command,
+                limits=machine.Limits(600 + 60 * len(chosen), self.seconds + 60, DEAD),
                 show=False,
-                timeout=600 + 60 * len(chosen),
-                silence=self.seconds + 60,
             )
         except machine.Unfinished as error:
             lines = error.lines

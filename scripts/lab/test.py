@@ -44,7 +44,7 @@ QUICK_MUTANTS = [
     "thp-covers-mark",
     "toggle-unbinds",
     "unreadable-is-clear",
-    "whole-byte-counts",
+    "bits-in-reverse",
 ]
 # Where the example VMM runs Linux.
 VMM_MACHINES = ["vhe", "nofwb"]
