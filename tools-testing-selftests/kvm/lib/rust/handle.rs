@@ -23,27 +23,32 @@ use std::{
     sync::Mutex, //
 };
 
-// SAFETY: Each is the argument that api.rst has for the request, and has no address that KVM writes
-// to but those of tags and of the log, which are this crate's to fill in.
+/// Requests of the ioctls that this crate calls, each with its argument.
 pub(crate) mod request {
     use super::*;
 
-    pub(crate) const SET_USER_MEMORY_REGION: Ioctl<bindings::kvm_userspace_memory_region> =
-        unsafe { Ioctl::new(bindings::LIBKVM_SET_USER_MEMORY_REGION) };
-    pub(crate) const SET_USER_MEMORY_REGION2: Ioctl<bindings::kvm_userspace_memory_region2> =
-        unsafe { Ioctl::new(bindings::LIBKVM_SET_USER_MEMORY_REGION2) };
-    pub(crate) const CREATE_GUEST_MEMFD: Ioctl<bindings::kvm_create_guest_memfd> =
-        unsafe { Ioctl::new(bindings::LIBKVM_CREATE_GUEST_MEMFD) };
-    pub(crate) const ENABLE_CAP: Ioctl<bindings::kvm_enable_cap> =
-        unsafe { Ioctl::new(bindings::LIBKVM_ENABLE_CAP) };
-    pub(crate) const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
-        unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
-    pub(crate) const GET_DIRTY_LOG: Ioctl<bindings::kvm_dirty_log> =
-        unsafe { Ioctl::new(bindings::LIBKVM_GET_DIRTY_LOG) };
-    pub(crate) const CLEAR_DIRTY_LOG: Ioctl<bindings::kvm_clear_dirty_log> =
-        unsafe { Ioctl::new(bindings::LIBKVM_CLEAR_DIRTY_LOG) };
-    pub(crate) const ARM_MTE_COPY_TAGS: Ioctl<bindings::kvm_arm_copy_mte_tags> =
-        unsafe { Ioctl::new(bindings::LIBKVM_ARM_MTE_COPY_TAGS) };
+    macro_rules! requests {
+        ($($name:ident: $argument:ident = $number:ident,)*) => {
+            $(
+                pub(crate) const $name: Ioctl<bindings::$argument> =
+                    // SAFETY: It is the argument that api.rst has for the request, and has no
+                    // address that KVM writes to but those of tags and of the log, which are this
+                    // crate's to fill in.
+                    unsafe { Ioctl::new(bindings::$number) };
+            )*
+        };
+    }
+
+    requests! {
+        SET_USER_MEMORY_REGION: kvm_userspace_memory_region = LIBKVM_SET_USER_MEMORY_REGION,
+        SET_USER_MEMORY_REGION2: kvm_userspace_memory_region2 = LIBKVM_SET_USER_MEMORY_REGION2,
+        CREATE_GUEST_MEMFD: kvm_create_guest_memfd = LIBKVM_CREATE_GUEST_MEMFD,
+        ENABLE_CAP: kvm_enable_cap = LIBKVM_ENABLE_CAP,
+        SET_DEVICE_ATTR: kvm_device_attr = LIBKVM_SET_DEVICE_ATTR,
+        GET_DIRTY_LOG: kvm_dirty_log = LIBKVM_GET_DIRTY_LOG,
+        CLEAR_DIRTY_LOG: kvm_clear_dirty_log = LIBKVM_CLEAR_DIRTY_LOG,
+        ARM_MTE_COPY_TAGS: kvm_arm_copy_mte_tags = LIBKVM_ARM_MTE_COPY_TAGS,
+    }
 }
 
 /// A VM of libkvm or without it, freed with its last user, and then the memory that it was given.
