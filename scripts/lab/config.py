@@ -16,7 +16,7 @@ from common import CACHE, LAB, LabError, output, step
 
 FRAGMENTS = LAB / "config"
 # A variant is named after its granule and what is different about it, such as
-# 4k-norust, 64k-debug or 4k-count-nohelper: "gcc" is the compiler, "norust" and
+# 4k-norust, 64k-debug or 4k-trace-nohelper: "gcc" is the compiler, "norust" and
 # "nohelper" leave something out, and any other word is a fragment.
 WITHOUT = ("rust", "helper")
 

@@ -29,8 +29,8 @@ from overlay import overlays
 
 PARAMETER = "/sys/module/kvm/parameters/mutant"
 # How long a case may take, and for how long a machine may say nothing. Nested guests are slow.
-SECONDS = {"nested": 90}
-DEFAULT_SECONDS = 40
+SECONDS = {"nested": 120}
+DEFAULT_SECONDS = 60
 
 # What a kernel says that is as good as dead: it may go on saying it.
 OOPS, STALL = r"Oops|Internal error|Kernel panic", r"detected stalls|self-detected stall|soft lockup"

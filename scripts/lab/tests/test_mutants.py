@@ -82,7 +82,7 @@ class Hunt(unittest.TestCase):
         """Cases of programs and of KUnit are run, each once, with the mutant's number set."""
         self.hunt([mutant(7, "marked_page_exits, size_fits")], part(7, *FAILS))
         lines = self.scripts[0].splitlines()
-        run = ["m 7", "t 40 userfault_exits marked_page_exits", "k kvm_arm64_userfault_size", "e 7"]
+        run = ["m 7", "t 60 userfault_exits marked_page_exits", "k kvm_arm64_userfault_size", "e 7"]
         self.assertEqual(lines[lines.index("m 7") :], run)
 
     def test_machine_that_is_dead(self):
