@@ -4,11 +4,10 @@
 
 use crate::{
     bindings,
-    handle::request,
     slot::Slot,
     sys::{
-        ioctl_number,
         Errno,
+        Ioctl,
         Number, //
     },
     units::Page,
@@ -20,6 +19,13 @@ use std::sync::atomic::{
     Ordering, //
 };
 
+// SAFETY: Each takes what api.rst has for it. The addresses are those of bitmaps for all of the slot.
+const GET_DIRTY_LOG: Ioctl<bindings::kvm_dirty_log> =
+    unsafe { Ioctl::new(bindings::LIBKVM_GET_DIRTY_LOG) };
+const CLEAR_DIRTY_LOG: Ioctl<bindings::kvm_clear_dirty_log> =
+    unsafe { Ioctl::new(bindings::LIBKVM_CLEAR_DIRTY_LOG) };
+const RESET_DIRTY_RINGS: Number = unsafe { Number::new(bindings::LIBKVM_RESET_DIRTY_RINGS) };
+
 impl Slot {
     /// Returns the pages that KVM_GET_DIRTY_LOG reports, and starts over.
     #[track_caller]
@@ -30,7 +36,7 @@ impl Slot {
             ..Default::default()
         };
         log.__bindgen_anon_1.dirty_bitmap = bitmap.as_mut_ptr().cast();
-        request::GET_DIRTY_LOG
+        GET_DIRTY_LOG
             .call(self.vm().fd(), &mut log)
             .expect("KVM_GET_DIRTY_LOG failed");
         let is_dirty = |page: &Page| bitmap[page.0 / 64] & (1 << (page.0 % 64)) != 0;
@@ -47,7 +53,7 @@ impl Slot {
             ..Default::default()
         };
         clear.__bindgen_anon_1.dirty_bitmap = ones.as_mut_ptr().cast();
-        request::CLEAR_DIRTY_LOG
+        CLEAR_DIRTY_LOG
             .call(self.vm().fd(), &mut clear)
             .expect("KVM_CLEAR_DIRTY_LOG failed");
     }
@@ -76,15 +82,17 @@ impl Vcpu {
             flags.store(bindings::LIBKVM_DIRTY_GFN_F_RESET, Ordering::Release);
         });
         // SAFETY: The vCPU is exclusively ours.
-        unsafe { (*self.raw()).fetch_index += harvested.len() as u32 };
+        unsafe { (*self.raw).fetch_index += harvested.len() as u32 };
         let vm = self.vm().fd();
-        ioctl_number(vm, Number::ResetDirtyRings, 0).expect("KVM_RESET_DIRTY_RINGS failed");
+        RESET_DIRTY_RINGS
+            .call(vm, 0)
+            .expect("KVM_RESET_DIRTY_RINGS failed");
         harvested
     }
 
     #[track_caller]
     fn walk_dirty_ring(&mut self, visit: impl Fn(&AtomicU32)) -> Vec<(u32, Page)> {
-        let vcpu = self.raw();
+        let vcpu = self.raw;
         // SAFETY: The vCPU is valid, and libkvm ends the program if it has no ring.
         let ring = unsafe { bindings::vcpu_map_dirty_ring(vcpu) };
         let ring: *mut bindings::kvm_dirty_gfn = ring.cast();

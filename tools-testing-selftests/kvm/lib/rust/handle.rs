@@ -6,9 +6,7 @@ use crate::{
     area::Area,
     bindings,
     sys::{
-        ioctl_number,
         Errno,
-        Ioctl,
         Number, //
     },
 };
@@ -23,33 +21,9 @@ use std::{
     sync::Mutex, //
 };
 
-/// Requests of the ioctls that this crate calls, each with its argument.
-pub(crate) mod request {
-    use super::*;
-
-    macro_rules! requests {
-        ($($name:ident: $argument:ident = $number:ident,)*) => {
-            $(
-                pub(crate) const $name: Ioctl<bindings::$argument> =
-                    // SAFETY: It is the argument that api.rst has for the request, and has no
-                    // address that KVM writes to but those of tags and of the log, which are this
-                    // crate's to fill in.
-                    unsafe { Ioctl::new(bindings::$number) };
-            )*
-        };
-    }
-
-    requests! {
-        SET_USER_MEMORY_REGION: kvm_userspace_memory_region = LIBKVM_SET_USER_MEMORY_REGION,
-        SET_USER_MEMORY_REGION2: kvm_userspace_memory_region2 = LIBKVM_SET_USER_MEMORY_REGION2,
-        CREATE_GUEST_MEMFD: kvm_create_guest_memfd = LIBKVM_CREATE_GUEST_MEMFD,
-        ENABLE_CAP: kvm_enable_cap = LIBKVM_ENABLE_CAP,
-        SET_DEVICE_ATTR: kvm_device_attr = LIBKVM_SET_DEVICE_ATTR,
-        GET_DIRTY_LOG: kvm_dirty_log = LIBKVM_GET_DIRTY_LOG,
-        CLEAR_DIRTY_LOG: kvm_clear_dirty_log = LIBKVM_CLEAR_DIRTY_LOG,
-        ARM_MTE_COPY_TAGS: kvm_arm_copy_mte_tags = LIBKVM_ARM_MTE_COPY_TAGS,
-    }
-}
+// SAFETY: Both take a number.
+const CREATE_VM: Number = unsafe { Number::new(bindings::LIBKVM_CREATE_VM) };
+const CHECK_EXTENSION: Number = unsafe { Number::new(bindings::LIBKVM_CHECK_EXTENSION) };
 
 /// A VM of libkvm or without it, freed with its last user, and then the memory that it was given.
 pub(crate) struct VmInner {
@@ -98,7 +72,7 @@ impl VmInner {
             .write(true)
             .open("/dev/kvm")
             .expect("cannot open /dev/kvm");
-        let fd = ioctl_number(kvm.as_raw_fd(), Number::CreateVm, kind.into())?;
+        let fd = CREATE_VM.call(kvm.as_raw_fd(), kind.into())?;
         Ok(Self {
             // SAFETY: The file descriptor is new and has no other owner.
             raw: Err(unsafe { File::from_raw_fd(fd) }),
@@ -125,7 +99,8 @@ impl VmInner {
 
     /// Returns what this VM says about a capability.
     pub(crate) fn capability(&self, capability: u32) -> i32 {
-        ioctl_number(self.fd, Number::CheckExtension, capability.into())
+        CHECK_EXTENSION
+            .call(self.fd, capability.into())
             .expect("KVM_CHECK_EXTENSION failed")
     }
 }

@@ -9,13 +9,11 @@ use crate::{
     },
     bindings,
     bitmap::Bitmap,
-    handle::{
-        request,
-        VmInner, //
-    },
+    handle::VmInner,
     sys::{
         page_size,
-        Errno, //
+        Errno,
+        Ioctl, //
     },
     units::{
         Bytes,
@@ -39,6 +37,13 @@ use std::{
 };
 
 const USERFAULT: u32 = bindings::KVM_MEM_USERFAULT;
+
+// SAFETY: Each takes what api.rst has for it. The address of memory is that of an area that the VM
+// keeps, and KVM does no more than read the bitmap.
+const SET_USER_MEMORY_REGION: Ioctl<bindings::kvm_userspace_memory_region> =
+    unsafe { Ioctl::new(bindings::LIBKVM_SET_USER_MEMORY_REGION) };
+const SET_USER_MEMORY_REGION2: Ioctl<bindings::kvm_userspace_memory_region2> =
+    unsafe { Ioctl::new(bindings::LIBKVM_SET_USER_MEMORY_REGION2) };
 
 /// A memory slot of a VM.
 #[derive(Clone)]
@@ -137,7 +142,7 @@ impl Region {
             .iter()
             .for_each(|area| self.slot.vm().keep(area));
         let mut raw = self.raw;
-        request::SET_USER_MEMORY_REGION2.call(self.slot.vm().fd(), &mut raw)?;
+        SET_USER_MEMORY_REGION2.call(self.slot.vm().fd(), &mut raw)?;
         let exists = self.raw.memory_size != 0;
         // What is deleted can be created again as it was.
         let region = if exists { self.raw } else { state.region };
@@ -155,7 +160,7 @@ impl Region {
             memory_size: self.raw.memory_size,
             userspace_addr: self.raw.userspace_addr,
         };
-        request::SET_USER_MEMORY_REGION.call(self.slot.vm().fd(), &mut raw)?;
+        SET_USER_MEMORY_REGION.call(self.slot.vm().fd(), &mut raw)?;
         state.region = self.raw;
         Ok(())
     }

@@ -4,7 +4,11 @@
 
 use crate::bindings;
 use std::{
-    ffi::c_ulong,
+    ffi::{
+        c_int,
+        c_ulong,
+        c_void, //
+    },
     fmt,
     io,
     marker::PhantomData,
@@ -45,7 +49,7 @@ impl Errno {
     }
 
     /// As [`Errno::check`], for calls that return an address.
-    pub(crate) fn check_address(ret: *mut std::ffi::c_void) -> Result<*mut u8, Self> {
+    pub(crate) fn check_address(ret: *mut c_void) -> Result<*mut u8, Self> {
         if ret as isize == -1 {
             Err(Self::last())
         } else {
@@ -79,20 +83,38 @@ impl<T> Ioctl<T> {
     }
 }
 
-/// Calls an ioctl whose argument is a number.
-pub(crate) fn ioctl_number(fd: RawFd, request: Number, argument: u64) -> Result<i32, Errno> {
-    // SAFETY: The request takes a number, as its type says.
-    Errno::check(unsafe { bindings::ioctl(fd, request as c_ulong, argument) })
+/// An ioctl whose argument is a number.
+pub(crate) struct Number(u32);
+
+impl Number {
+    /// # Safety
+    ///
+    /// The request must take a number.
+    pub(crate) const unsafe fn new(request: u32) -> Self {
+        Self(request)
+    }
+
+    /// Calls the ioctl and returns what it returned.
+    pub(crate) fn call(&self, fd: RawFd, argument: u64) -> Result<i32, Errno> {
+        // SAFETY: By `Self::new()` the request takes a number.
+        Errno::check(unsafe { bindings::ioctl(fd, self.0 as c_ulong, argument) })
+    }
 }
 
-/// The ioctls whose argument is a number.
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub(crate) enum Number {
-    CheckExtension = bindings::LIBKVM_CHECK_EXTENSION,
-    CreateVm = bindings::LIBKVM_CREATE_VM,
-    ResetDirtyRings = bindings::LIBKVM_RESET_DIRTY_RINGS,
-    Run = bindings::LIBKVM_RUN,
+extern "C" {
+    fn memcmp(first: *const c_void, second: *const c_void, len: usize) -> c_int;
+}
+
+/// What Rust's standard library compares by. The C library has it in one object with memcmp(), which
+/// libkvm has too.
+///
+/// # Safety
+///
+/// There must be `len` bytes at both addresses.
+#[no_mangle]
+unsafe extern "C" fn bcmp(first: *const c_void, second: *const c_void, len: usize) -> c_int {
+    // SAFETY: By this function's own requirement.
+    unsafe { memcmp(first, second, len) }
 }
 
 /// Returns the size of the host's pages, in bytes.

@@ -4,11 +4,17 @@
 
 use crate::{
     bindings,
-    handle::request,
     slot::Slot,
-    sys::page_size,
+    sys::{
+        page_size,
+        Ioctl, //
+    },
     units::Page, //
 };
+
+// SAFETY: This takes what api.rst has for it. The address is that of as many bytes as there are tags.
+const ARM_MTE_COPY_TAGS: Ioctl<bindings::kvm_arm_copy_mte_tags> =
+    unsafe { Ioctl::new(bindings::LIBKVM_ARM_MTE_COPY_TAGS) };
 
 impl Slot {
     /// Sets all tags of a page.
@@ -35,7 +41,7 @@ impl Slot {
             ..Default::default()
         };
         copy.addr = tags.as_mut_ptr().cast();
-        request::ARM_MTE_COPY_TAGS
+        ARM_MTE_COPY_TAGS
             .call(self.vm().fd(), &mut copy)
             .expect("KVM_ARM_MTE_COPY_TAGS failed");
     }

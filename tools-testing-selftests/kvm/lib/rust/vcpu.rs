@@ -4,15 +4,12 @@
 
 use crate::{
     bindings,
-    handle::{
-        request,
-        VmInner, //
-    },
+    handle::VmInner,
     ktap,
     sys::{
-        ioctl_number,
         page_size,
         Errno,
+        Ioctl,
         Number, //
     },
     units::{
@@ -35,6 +32,11 @@ use std::{
         Arc, //
     },
 };
+
+// SAFETY: This takes a number, and that what api.rst has for it, with an address that KVM reads.
+const RUN: Number = unsafe { Number::new(bindings::LIBKVM_RUN) };
+const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
+    unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
 
 /// Why a vCPU stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +156,8 @@ impl Kick {
 
 /// A virtual CPU.
 pub struct Vcpu {
-    raw: *mut bindings::kvm_vcpu,
+    /// libkvm's pointer. Who uses it has the vCPU mutably.
+    pub(crate) raw: *mut bindings::kvm_vcpu,
     kick: Kick,
     /// Where ucalls are, and where libkvm's memory is.
     ucall: Gpa,
@@ -201,11 +204,6 @@ impl Vcpu {
         unsafe { bindings::vcpu_args_set(self.raw, 4, 0_u64, base.0, first, second) }
     }
 
-    /// Returns libkvm's pointer, for the exclusive use of it.
-    pub(crate) fn raw(&mut self) -> *mut bindings::kvm_vcpu {
-        self.raw
-    }
-
     /// Returns the VM.
     pub(crate) fn vm(&self) -> &VmInner {
         &self.kick.0.vm
@@ -229,7 +227,7 @@ impl Vcpu {
             addr: ptr::from_ref(&gpa.0) as u64,
             ..Default::default()
         };
-        request::SET_DEVICE_ATTR
+        SET_DEVICE_ATTR
             .call(self.fd(), &mut attribute)
             .expect("cannot set where stolen time goes");
     }
@@ -254,7 +252,7 @@ impl Vcpu {
                 return Exit::Kicked;
             }
             // Not libkvm's function, which ends the program when the guest takes an exception.
-            match ioctl_number(self.fd(), Number::Run, 0) {
+            match RUN.call(self.fd(), 0) {
                 Err(Errno::EINTR) => {}
                 result => return self.exit(result.err()),
             }

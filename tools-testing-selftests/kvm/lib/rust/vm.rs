@@ -12,10 +12,7 @@ use crate::{
         self,
         Entry, //
     },
-    handle::{
-        request,
-        VmInner, //
-    },
+    handle::VmInner,
     ktap,
     sys::{
         page_size,
@@ -36,6 +33,13 @@ use std::{
     ptr::NonNull,
     sync::Arc, //
 };
+
+// SAFETY: Each takes what api.rst has for it, in which there is no address.
+const CREATE_GUEST_MEMFD: Ioctl<bindings::kvm_create_guest_memfd> =
+    unsafe { Ioctl::new(bindings::LIBKVM_CREATE_GUEST_MEMFD) };
+const ENABLE_CAP: Ioctl<bindings::kvm_enable_cap> =
+    unsafe { Ioctl::new(bindings::LIBKVM_ENABLE_CAP) };
+const ARM_VCPU_FINALIZE: Ioctl<i32> = unsafe { Ioctl::new(bindings::LIBKVM_ARM_VCPU_FINALIZE) };
 
 /// A virtual machine.
 pub struct Vm(Arc<VmInner>);
@@ -68,6 +72,26 @@ impl Kind {
     }
 }
 
+/// Returns the mode that is as one of libkvm's, with no more than 40 bits of guest addresses, the
+/// number that KVM has for VMMs that do not ask for another. When a VM ends KVM goes through all
+/// addresses, which takes its time for 48 bits and more.
+#[allow(non_upper_case_globals)]
+fn with_40_bits(mode: bindings::vm_guest_mode) -> bindings::vm_guest_mode {
+    use bindings::*;
+    match mode {
+        vm_guest_mode_VM_MODE_P52V48_4K | vm_guest_mode_VM_MODE_P48V48_4K => {
+            vm_guest_mode_VM_MODE_P40V48_4K
+        }
+        vm_guest_mode_VM_MODE_P52V48_16K | vm_guest_mode_VM_MODE_P48V48_16K => {
+            vm_guest_mode_VM_MODE_P40V48_16K
+        }
+        vm_guest_mode_VM_MODE_P52V48_64K | vm_guest_mode_VM_MODE_P48V48_64K => {
+            vm_guest_mode_VM_MODE_P40V48_64K
+        }
+        other => other,
+    }
+}
+
 impl Vm {
     /// Creates a VM with vCPUs that start at `entry`.
     ///
@@ -92,7 +116,7 @@ impl Vm {
         // What __vm_create() does, but for capabilities that want a VM without memory.
         let shape = bindings::vm_shape {
             // SAFETY: libkvm sets this before main().
-            mode: unsafe { bindings::vm_mode_default } as u8,
+            mode: with_40_bits(unsafe { bindings::vm_mode_default }) as u8,
             ..Default::default()
         };
         // SAFETY: libkvm checks what it is asked for.
@@ -154,7 +178,7 @@ impl Vm {
             let vcpu = bindings::aarch64_vcpu_add(raw, id as u32, &mut init, entry as *mut _);
             if sve {
                 let mut feature = bindings::KVM_ARM_VCPU_SVE as i32;
-                Ioctl::<i32>::new(bindings::LIBKVM_ARM_VCPU_FINALIZE)
+                ARM_VCPU_FINALIZE
                     .call((*vcpu).fd, &mut feature)
                     .expect("cannot finalize SVE");
             }
@@ -207,7 +231,7 @@ impl Vm {
             flags: flags.into(),
             ..Default::default()
         };
-        let fd = request::CREATE_GUEST_MEMFD
+        let fd = CREATE_GUEST_MEMFD
             .call(self.0.fd(), &mut argument)
             .expect("KVM_CREATE_GUEST_MEMFD failed");
         // SAFETY: The file descriptor is new and has no other owner.
@@ -276,8 +300,6 @@ impl Vm {
             args: [first, 0, 0, 0],
             ..Default::default()
         };
-        request::ENABLE_CAP
-            .call(self.0.fd(), &mut argument)
-            .map(|_| ())
+        ENABLE_CAP.call(self.0.fd(), &mut argument).map(|_| ())
     }
 }
