@@ -19,7 +19,7 @@ use std::sync::atomic::{
     Ordering, //
 };
 
-// SAFETY: Each takes what api.rst has for it. The addresses are those of bitmaps for all of the slot.
+// SAFETY: Each takes what api.rst has for it. The addresses are of bitmaps for all of the slot.
 const GET_DIRTY_LOG: Ioctl<bindings::kvm_dirty_log> =
     unsafe { Ioctl::new(bindings::LIBKVM_GET_DIRTY_LOG) };
 const CLEAR_DIRTY_LOG: Ioctl<bindings::kvm_clear_dirty_log> =

@@ -105,8 +105,8 @@ extern "C" {
     fn memcmp(first: *const c_void, second: *const c_void, len: usize) -> c_int;
 }
 
-/// What Rust's standard library compares by. The C library has it in one object with memcmp(), which
-/// libkvm has too.
+/// What Rust's standard library compares by. The C library has it in one object with memcmp(),
+/// which libkvm has too.
 ///
 /// # Safety
 ///

@@ -12,7 +12,7 @@ use crate::{
     units::Page, //
 };
 
-// SAFETY: This takes what api.rst has for it. The address is that of as many bytes as there are tags.
+// SAFETY: This takes what api.rst has for it. The address is of as many bytes as there are tags.
 const ARM_MTE_COPY_TAGS: Ioctl<bindings::kvm_arm_copy_mte_tags> =
     unsafe { Ioctl::new(bindings::LIBKVM_ARM_MTE_COPY_TAGS) };
 
