@@ -52,10 +52,15 @@ class Hunt(unittest.TestCase):
     def test_cases(self):
         """A named case that fails notices a mutant, another does not."""
         other = program(False, "# not ok 1 store_exits", "# ok 2 marked_page_exits")
-        found = self.hunt(
-            [mutant(1), mutant(2), mutant(3)], [*part(1, *FAILS), *part(2, *PASSES), *part(3, *other)]
-        )
+        rest = [*part(2, *PASSES), *part(3, *other)]
+        chosen = [mutant(1), mutant(2), mutant(3)]
+        found = self.hunt(chosen, [*part(1, *FAILS), *rest], rest, rest)
         self.assertEqual(found, {"m1": "marked_page_exits", "m2": "", "m3": ""})
+
+    def test_luck(self):
+        """A mutant that survives is tried again, and has survived only at the last."""
+        found = self.hunt([mutant(1)], part(1, *PASSES), part(1, *FAILS))
+        self.assertEqual(found, {"m1": "marked_page_exits"})
 
     def test_hang_oops_and_splat(self):
         """So do a kernel that dies or complains, after which the others get a machine of their own."""
