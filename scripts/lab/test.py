@@ -182,6 +182,13 @@ def clippy(source, build):
     return "\n\n".join(wrong)
 
 
+def refused(source, build):
+    """Builds what the selftests' crate has to refuse, as it would harm the host or the guest."""
+    out = build / "kselftest/kvm/rust"
+    check_guest = source / "tools/testing/selftests/kvm/lib/rust/check_guest.sh"
+    output([sys.executable, LAB / "refused/check.py", out, check_guest])
+
+
 def no_panic(source, build):
     """Looks for symbols in the helper that only a panic needs."""
     with overlays(build):
@@ -267,6 +274,10 @@ def program():
 
     check("the kernel is configured as people run it", lambda: configuration(source, build("4k")))
     check("Rust passes clippy", lambda: initrd() and clippy(source, build("4k")))
+    check(
+        "the selftests' crate refuses what is unsafe",
+        lambda: initrd() and refused(source, build("4k")),
+    )
     check("the helper cannot panic", lambda: no_panic(source, build("4k")))
     for variant in WARNED:
         name = f"{variant} compiles without warnings at W=1"
