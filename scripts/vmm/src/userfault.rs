@@ -198,7 +198,10 @@ pub fn run(
         // The crate looks at exit_reason only where KVM_RUN succeeded or failed with EFAULT (or
         // EHWPOISON). After any other errno, EINTR above all, it is that of an earlier exit.
         match vcpu.run() {
-            Ok(VcpuExit::MemoryFault { flags: KVM_MEMORY_EXIT_FLAG_USERFAULT, gpa, .. }) => {
+            // Other flags may come to say what the access was.
+            Ok(VcpuExit::MemoryFault { flags, gpa, .. })
+                if flags & KVM_MEMORY_EXIT_FLAG_USERFAULT != 0 =>
+            {
                 stats.exits.fetch_add(1, Ordering::Relaxed);
                 demand.page(layout::page_of(gpa))?;
             }
