@@ -26,7 +26,11 @@ pub(crate) struct Run {
     pub(crate) count: PageCount,
 }
 
-/// A part of a slot whose marks have been read, as far as its runs have not been found yet.
+/// A part of a slot whose marks have been read, and where to look for the next run.
+///
+/// # Invariants
+///
+/// The pages of `marks` are pages of `slot`.
 pub(crate) struct Chunk<'a> {
     slot: Slot,
     marks: Marks<'a>,
@@ -47,6 +51,7 @@ impl<'a> Chunk<'a> {
         let pages = slot.pages(first, count)?;
         let marks = Marks::read(bitmap, pages, words)?;
         let next = pages.first();
+        // INVARIANT: `pages` are of the slot.
         Some(Self { slot, marks, next })
     }
 
@@ -63,6 +68,7 @@ impl<'a> Chunk<'a> {
         let pages = slot.pages(first, count)?;
         let marks = Marks::new(pages, words)?;
         let next = slot.page(next)?;
+        // INVARIANT: `pages` are of the slot.
         Some(Self { slot, marks, next })
     }
 

@@ -87,7 +87,7 @@ impl Slot {
     /// Returns the number in the guest's memory of a page of the slot, or of the one after the
     /// last.
     pub(crate) const fn gfn(self, page: Page) -> Gfn {
-        // By the invariant this does not wrap.
+        // A page of the slot is at most `count`, so by the invariant this does not wrap.
         Gfn(self.base.0.wrapping_add(page.0))
     }
 

@@ -159,6 +159,8 @@ pub unsafe extern "C" fn kvm_userfault_next_chunk(
 /// Returns 1 if there is one, 0 if there is none, and `-EINVAL` for a cursor without a chunk: all
 /// of the pages may be marked then.
 ///
+/// C has `mmu_lock`, so this must not sleep.
+///
 /// # Safety
 ///
 /// `cursor` must point to an initialised cursor that nobody else uses meanwhile.

@@ -2,10 +2,11 @@
 """Breaks the series on purpose, one way after the other, and shows which test notices.
 
 All wrong changes of scripts/lab/mutants are in one kernel, whose parameter
-kvm.mutant says which of them acts; mutate.py has their form. They are applied to
-an overlay of the kernel tree and of its build directory, so that neither is
-touched. A machine tries one after the other with the test cases that each names,
-and is booted anew when the kernel has died or complained.
+kvm.mutant says which of them acts; mutate.py has their form. So is a stand-in for
+what a later base has: a second way into the fault path. They are applied to an
+overlay of the kernel tree and of its build directory, so that neither is touched.
+A machine tries one after the other with the test cases that each names, and is
+booted anew when the kernel has died or complained.
 
 A mutant that nothing notices survives: that is an error of the tests.
 """
@@ -15,6 +16,7 @@ import collections
 import contextlib
 import dataclasses
 import re
+import shutil
 import time
 
 import kernel
@@ -24,8 +26,11 @@ import mutate
 import run
 import skips
 import tree
-from common import LabError, add_common_options, main, say, step
+from common import LAB, LabError, add_common_options, main, output, say, step
 from overlay import overlays
+
+# KVM_PRE_FAULT_MEMORY, as far as the fault path sees it, and its test.
+STAND_IN = LAB / "stand-in"
 
 PARAMETER = "/sys/module/kvm/parameters/mutant"
 # How often a mutant is tried that nothing notices.
@@ -117,7 +122,8 @@ def all_cases(source):
         suite = re.search(r"kunit_tests\((\w+)\)", text)
         for name in re.findall(r"#\[test\]\s+fn (\w+)\(", text):
             found[name].append(Case(suite[1], name, True))
-    for path in sorted((source / "tools/testing/selftests/kvm/arm64").glob("*.rs")):
+    tests = source / "tools/testing/selftests/kvm/arm64"
+    for path in sorted([*tests.glob("*.rs"), *STAND_IN.glob("*.rs")]):
         listed = re.search(r"\bcases: \[([^\]]*)\]", path.read_text())
         for name in re.findall(r"(\w+)(?:\s*:\s*\w+)?\s*(?:,|$)", listed[1] if listed else ""):
             found[name].append(Case(path.stem, name, False))
@@ -253,14 +259,19 @@ class Place:
 
 @contextlib.contextmanager
 def kernel_with(all_mutants, source, variant, jobs=None):
-    """Builds a kernel that has all mutants, for as long as it is used."""
+    """Builds a kernel that has all mutants and the stand-in, with the selftests, for as long as
+    they are used."""
     build = kernel.kernel(source, variant, jobs)
     with overlays(source, build):
+        for path in STAND_IN.glob("*.patch"):
+            output(["git", "-C", source, "apply", path])
+        for path in STAND_IN.glob("*.rs"):
+            shutil.copy(path, source / "tools/testing/selftests/kvm/arm64")
         for name, text in mutate.files(all_mutants, source).items():
             (source / name).write_text(text)
         command = kernel.make(source, build, "-s", "Image", jobs=jobs)
         step(f"building the {variant} kernel with {len(all_mutants)} mutants", command, "mutants")
-        yield build
+        yield build, kernel.initrd(build, kernel.selftests(source, build, jobs))
 
 
 def choose(names=()):
@@ -286,9 +297,7 @@ def hunt(chosen, machines=None, jobs=None):
             if not machines or name in machines:
                 by_kernel[variant][name].append(one)
     for variant, by_machine in by_kernel.items():
-        plain = kernel.kernel(source, variant, jobs)
-        initrd = kernel.initrd(plain, kernel.selftests(source, plain, jobs))
-        with kernel_with(mutate.mutants(), source, variant, jobs) as build:
+        with kernel_with(mutate.mutants(), source, variant, jobs) as (build, initrd):
             for name, mutants in by_machine.items():
                 place = Place(name, build, initrd, known)
                 say(f"{len(mutants)} mutants on the {name} machine, {variant} kernel")

@@ -39,6 +39,7 @@ QUICK_MUTANTS = [
     "bitmap-is-replaced",
     "disable-invalidates",
     "every-block-is-clear",
+    "exit-from-within-the-fault-path",
     "exit-marks-dirty",
     "fault-ignores-mark",
     "rest-of-a-chunk-stays",
@@ -119,7 +120,8 @@ def rust_files(source):
 def rustfmt(source):
     """Checks the format of the series' Rust, and of the lab's own."""
     with oracle.crate(source) as crate:
-        rust.check_format(source, *rust_files(source), crate / "main.rs", crate / "kernel.rs")
+        ours = [crate / "main.rs", crate / "kernel.rs", *mutants.STAND_IN.glob("*.rs")]
+        rust.check_format(source, *rust_files(source), *ours)
 
 
 def checkpatch_remarks(source):
