@@ -10,6 +10,7 @@ and how long a toggle takes. Results are a Markdown page, a JSON file and a pict
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -173,14 +174,13 @@ def add_programs(tests):
     makefile.write_text(text.replace(line, f"{line}userfault_bench\n{line}", 1))
 
 
-def selftests(build, commit, jobs, target):
-    """Builds the selftests of a commit with the benchmark, and writes them as an initrd."""
+@contextlib.contextmanager
+def selftests(build, commit, jobs):
+    """Builds the selftests of a commit with the benchmark; they are there as long as they are used."""
     with overlays(kgit.TREE, build):
         kgit.git("checkout", "--quiet", "--force", "--detach", commit)
         add_programs(kgit.TREE / "tools/testing/selftests/kvm")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(kernel.initrd(build, kernel.selftests(kgit.TREE, build, jobs)), target)
-    return target
+        yield kernel.selftests(kgit.TREE, build, jobs)
 
 
 def run(kind, what, build, initrd, cases):
@@ -269,7 +269,9 @@ def program():
     with lock("build-bench"):
         images = images_of(compared, sorted(variants), args.jobs)
         build = kernel.kernel(kgit.TREE, COUNT, args.jobs)
-        initrd = selftests(build, commit, args.jobs, FOLDER / "initrd.cpio.gz")
+        initrd = FOLDER / "initrd.cpio.gz"
+        with selftests(build, commit, args.jobs) as installed:
+            shutil.copy(kernel.initrd(build, installed), initrd)
         jobs = args.jobs or os.cpu_count() or 1
         results, wrong = measure(chosen, images, initrd, args.quick, jobs)
     command = "scripts/bench" + (" --quick" if args.quick else "")

@@ -109,14 +109,14 @@ def archive(root, target):
     new.replace(target)
 
 
-def initrd(build, installed):
+def initrd(build, installed, target=None):
     """Makes the initial RAM file system with the selftests, and returns it."""
-    target = build / "initrd.cpio.gz"
+    target = target or build / "initrd.cpio.gz"
     sources = [LAB / "init", *installed.rglob("*")]
     if target.exists() and target.stat().st_mtime > max(path.stat().st_mtime for path in sources):
         return target
     say("packing the selftests for the machine")
-    root = build / "initrd"
+    root = target.with_name("initrd")
     shutil.rmtree(root, ignore_errors=True)
     for name in ("bin", "dev", "lib", "proc", "sys", "tmp", "usr/bin"):
         (root / name).mkdir(parents=True)
