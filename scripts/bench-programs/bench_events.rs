@@ -64,8 +64,11 @@ impl Event {
                 write(&format!("{PROBES}/{function}/trigger"), sums)
             }
             Self::Hypercalls => {
-                write(&format!("{HYPERVISOR}/buffer_size_kb"), "16384")?;
-                write(&format!("{HYPERVISOR}/events/enable"), "1")?;
+                write(&format!("{HYPERVISOR}/buffer_size_kb"), "8192")?;
+                write(
+                    &format!("{HYPERVISOR}/events/hypervisor/hyp_enter/enable"),
+                    "1",
+                )?;
                 write(&format!("{HYPERVISOR}/tracing_on"), "1")
             }
             _ => read(LOCK_STAT).map(drop),

@@ -1,9 +1,10 @@
 # Draws what scripts/lab/report.py has written as tables: gnuplot -e 'cpus="n1 max"' bench.gnuplot
-set terminal svg size 900,330*words(cpus) dynamic enhanced font "sans-serif,13" background "#ffffff"
-set multiplot layout words(cpus),2 margins 0.09,0.98,0.09,0.94 spacing 0.10,0.14
+height = 330.0*words(cpus)
+set terminal svg size 900,height dynamic noenhanced font "sans-serif,13" background "#ffffff"
+set multiplot layout words(cpus),2 margins 0.09,0.98,55/height,1-40/height spacing 0.10,100/height
 set datafile missing "-"
 set style data linespoints
-set key top left Left reverse noenhanced samplen 2 font ",11"
+set key bottom right samplen 2 font ",11"
 set grid ytics lc "#dddddd"
 set border 3
 set tics nomirror
@@ -19,12 +20,14 @@ do for [cpu in cpus] {
 	set title cpu.": enable and touch 64 MiB again, instructions"
 	set xlabel "pages marked, percent"
 	unset logscale x
+	set xrange [0:100]
 	set xtics auto
 	plot for [i=2:4] cpu."-shares.dat" using 1:i title columnheader(i)
 	set title cpu.": paging on demand, instructions a page"
 	set xlabel "vCPUs"
 	set logscale x 2
 	set xtics (1, 2, 4, 8)
+	set xrange [1:8.5]
 	plot for [i=2:6] cpu."-demand.dat" using 1:i title columnheader(i)
 }
 unset multiplot

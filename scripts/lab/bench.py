@@ -18,6 +18,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import time
 
 import config
 import kernel
@@ -25,7 +26,7 @@ import kgit
 import machine
 import report
 import tree
-from common import CACHE, REPO, LabError, add_common_options, lock, main, output, say, step
+from common import CACHE, REPO, LabError, add_common_options, lock, main, output, say, step, took
 from overlay import overlays
 
 # How long a case of the benchmark may take, and all of it.
@@ -175,12 +176,12 @@ def add_programs(tests):
 
 
 @contextlib.contextmanager
-def selftests(build, commit, jobs):
-    """Builds the selftests of a commit with the benchmark; they are there as long as they are used."""
+def selftests(build, commit, jobs, words=()):
+    """Builds the selftests of a commit with the benchmark, for as long as they are used."""
     with overlays(kgit.TREE, build):
         kgit.git("checkout", "--quiet", "--force", "--detach", commit)
         add_programs(kgit.TREE / "tools/testing/selftests/kvm")
-        yield kernel.selftests(kgit.TREE, build, jobs)
+        yield kernel.selftests(kgit.TREE, build, jobs, words)
 
 
 def run(kind, what, build, initrd, cases):
@@ -200,13 +201,17 @@ def run(kind, what, build, initrd, cases):
 
 def measure(chosen, images, initrd, quick, jobs):
     """Runs all that is to be run, most of it at once; returns the results, and what went wrong."""
-    results, wrong = {}, []
+    results, wrong = {name: {which: {} for which in kinds} for name, kinds in chosen.items()}, []
     runs = [
-        (kind, f"{name}, {which}, {label}", results.setdefault(name, {}).setdefault(which, {}), label)
+        (kind, f"{name}, {which}, {label}", results[name][which], label)
         for name, kinds in chosen.items()
         for which, kind in kinds.items()
         for label in kind.labels
     ]
+
+    what = f"measuring {' '.join(chosen)}{', quick' if quick else ''}"
+    say(f"{what} ({took(what)}{len(runs)} runs)")
+    start = time.monotonic()
 
     def take(one):
         """Takes the figures of one run."""
@@ -221,6 +226,7 @@ def measure(chosen, images, initrd, quick, jobs):
     for one in runs:
         if one[0].alone:
             take(one)
+    took(what, time.monotonic() - start)
     return results, wrong
 
 
@@ -246,7 +252,7 @@ def program():
     parser.add_argument(
         "--machine", action="append", choices=MACHINES, help="may be repeated; default: all"
     )
-    parser.add_argument("--quick", action="store_true", help="only the main figures, a few minutes")
+    parser.add_argument("--quick", action="store_true", help="only the main figures")
     parser.add_argument(
         "--output",
         metavar="DIR",

@@ -44,6 +44,8 @@ class Row:
     over: tuple = ()
     target: str = ""
     wanted: dict = dataclasses.field(default_factory=dict)
+    # Instructions are per page or call already; events are counted of so many.
+    per: int = 1
 
     def value(self, figures):
         """Returns its value of a kernel, or nothing."""
@@ -63,7 +65,8 @@ def shares():
         goal = "1.01" if share == 100 else ""
         yield Row("- ÷ flush", ("enable",), ("flush",), goal, marked)
         both, flush = ("enable", "touch"), ("flush", "flush-touch")
-        yield Row("- and touch all, ÷ the same of a flush", both, flush, targets.get(share, ""), marked)
+        text = "- and touch all, ÷ the same of a flush"
+        yield Row(text, both, flush, targets.get(share, ""), marked)
 
 
 def sizes(name, text, **wanted):
@@ -75,12 +78,12 @@ def sizes(name, text, **wanted):
 
 ONE = {"vcpus": 1}
 ROWS = [
-    Row("fault, flag never used, a page", ("fault",), target="base + 4"),
-    Row("the same in blocks, a page", ("fault-block",), target="base"),
-    Row("KVM_RUN that exits by MMIO", ("mmio-exit",)),
-    Row("KVM_RUN that exits by userfault", ("userfault-exit",)),
+    Row("fault, flag never used, a page", ("fault",), target="base + 4", per=SLOT),
+    Row("the same in blocks, a page", ("fault-block",), target="base", per=SLOT),
+    Row("KVM_RUN that exits by MMIO", ("mmio-exit",), per=RUNS),
+    Row("KVM_RUN that exits by userfault", ("userfault-exit",), per=RUNS),
     Row("- ÷ MMIO exit", ("userfault-exit",), ("mmio-exit",), "0.95"),
-    Row("a marked page: exit, clear, run, map", ("userfault-page",)),
+    Row("a marked page: exit, clear, run, map", ("userfault-page",), per=SLOT),
     Row("- ÷ exit and fault", ("userfault-page",), ("userfault-exit", "fault"), "1.00"),
     Row("flush: KVM forgets the slot", ("flush",)),
     Row("touch all after a flush", ("flush-touch",)),
@@ -89,8 +92,8 @@ ROWS = [
     *sizes("disable-by-size", "disable"),
     Row("enable, slot of 1 TiB, 1024 marked", ("enable-terabyte",)),
     Row("disable, slot of 1 TiB", ("disable-terabyte",)),
-    Row("fault, flag set, none marked, blocks, a page", ("unmarked-block",), target="in blocks + 3"),
-    Row("all marked, VMM supplies blocks, a page", ("prefetched-block",)),
+    Row("fault, flag set, none marked, a page", ("unmarked-block",), (), "in blocks + 3", per=SLOT),
+    Row("all marked, VMM supplies blocks, a page", ("prefetched-block",), per=SLOT),
     Row("re-arm a page in a block", ("rearm-block",)),
     Row("- touch the block again", ("rearm-block-touch",)),
     Row("re-arm a page among pages", ("rearm-page",)),
@@ -117,22 +120,11 @@ DEMAND = {
     "userfaultfd MINOR, file": "demand-minor",
 }
 
-# What is counted, by figure: (text, name, fields, what it is counted of).
+# What is counted, of rows that are one figure: (text, name, fields, what it is counted of).
 EVENT_ROWS = [
-    ("fault, flag never used, a page", "fault", {}, SLOT),
-    ("the same in blocks, a page", "fault-block", {}, SLOT),
-    ("KVM_RUN that exits by MMIO", "mmio-exit", {}, RUNS),
-    ("KVM_RUN that exits by userfault", "userfault-exit", {}, RUNS),
-    ("a marked page: exit, clear, run, map", "userfault-page", {}, SLOT),
-    ("flush: KVM forgets the slot", "flush", {}, 1),
-    *((f"enable, {share} % marked", "enable", {"marked": share}, 1) for share in SHARES),
-    ("disable", "disable", {"marked": 0}, 1),
-    ("enable, slot of 1 TiB, 1024 marked", "enable-terabyte", {}, 1),
-    ("fault, flag set, none marked, blocks, a page", "unmarked-block", {}, SLOT),
-    ("re-arm a page in a block", "rearm-block", {}, 1),
-    ("- touch the block again", "rearm-block-touch", {}, 1),
-    ("re-arm a page among pages", "rearm-page", {}, 1),
-    ("- touch the same again", "rearm-page-touch", {}, 1),
+    (row.text, row.names[0], row.wanted, row.per)
+    for row in ROWS
+    if not row.over and not row.names[0].startswith(("demand", "latency"))
 ]
 SCALING_ROWS = [
     (f"{how}, {vcpus} vCPUs, a page", name, {"vcpus": vcpus}, DEMAND_PAGES)
@@ -257,12 +249,17 @@ def meaning(name, kinds, hertz):
     both = [total(one, ("enable", "touch"), marked=1) for one in (core, helper)]
     paging, missing = (value(helper, f"demand-{how}", **ONE) for how in ("userfault", "missing"))
     toggle = milliseconds(kinds.get("toggles", {}).get("helper", []), "toggle-set", slots=1, vcpus=8)
+    pages = sentence(
+        "Paging on demand costs {} a page, by a userfaultfd {} times as much.",
+        *(paging, ratio(missing, paging)),
+    )
+    exits = sentence(
+        f"**An exit** costs {{}} instructions ({name}), {{}} of an MMIO exit. A marked page takes"
+        " {} from its exit to the next, with its mapping.",
+        *(exit_, ratio(exit_, value(helper, "mmio-exit")), value(helper, "userfault-page")),
+    )
     lines = [
-        *sentence(
-            f"**An exit** costs {{}} instructions ({name}), {{}} of an MMIO exit. A marked page takes"
-            " {} from its exit to the next, with its mapping.",
-            *(exit_, ratio(exit_, value(helper, "mmio-exit")), value(helper, "userfault-page")),
-        ),
+        *([" ".join(exits + pages)] if exits else []),
         *sentence(
             "**An enable** of 64 MiB that is all mapped costs {} with 1 % marked and {} with all: {}"
             " and {} of what it takes KVM to forget the slot.",
@@ -270,20 +267,17 @@ def meaning(name, kinds, hertz):
         ),
         *sentence(
             "**It invalidates TLBs** {} times by range with 1 % marked, and holds mmu_lock for {} µs"
-            " at most where a flush does for {}. A disable invalidates nothing.",
+            " at most where a flush does for {}. A disable invalidates {} times.",
             value(events, "enable", marked=1, event="tlb-range"),
             value(events, "enable", marked=1, event="mmu-lock-longest-us"),
             value(events, "flush", event="mmu-lock-longest-us"),
+            value(events, "disable", marked=0, event="tlb-range"),
         ),
         *sentence(
             "**The helper** makes an enable with 1 % marked, and all that is touched afterwards, {}"
             " times cheaper, and keeps unmarked memory in blocks: {} instructions a page, not {}.",
             ratio(*both),
             *(value(one, "unmarked-block") for one in (helper, core)),
-        ),
-        *sentence(
-            "**Paging on demand** costs {} a page, of a userfaultfd {} times as much.",
-            *(paging, ratio(missing, paging)),
         ),
     ]
     if toggle:
@@ -340,8 +334,9 @@ def page(results, about, has_picture):
 
 def data(head, rows):
     """Returns a table as gnuplot reads it."""
-    lines = [head, *([str(one) if one is not None else "-" for one in row] for row in rows)]
-    return "".join(" ".join(f'"{one}"' if " " in one else one for one in line) + "\n" for line in lines)
+    lines = [" ".join(f'"{text}"' for text in head)]
+    lines += [" ".join("-" if one is None else str(one) for one in row) for row in rows]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def picture(results):
@@ -370,7 +365,8 @@ def picture(results):
             pathlib.Path(scratch, f"{name}-demand.dat").write_text(text)
         if not cpus:
             return ""
-        return output(["gnuplot", "-e", f"cpus='{' '.join(cpus)}'", LAB / "bench.gnuplot"], cwd=scratch)
+        command = ["gnuplot", "-e", f"cpus='{' '.join(cpus)}'", LAB / "bench.gnuplot"]
+        return output(command, cwd=scratch)
 
 
 def lines_of_json(data):
