@@ -46,13 +46,14 @@ def pack(target, jobs=None):
     source = tree.ready()
     if kgit.git("status", "--porcelain"):
         raise LabError(f"{source} has uncommitted changes: commit them first")
-    build = kernel.directory(source, "4k")
+    build = kernel.directory(source, "here")
     build.mkdir(parents=True, exist_ok=True)
     commit = kgit.git("rev-parse", "HEAD")
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "kvm-userfault"
         folder.mkdir()
-        with bench.selftests(build, commit, jobs) as installed:
+        # The machine may have another C library, or an older one.
+        with bench.selftests(build, commit, jobs, ["EXTRA_CFLAGS=-static"]) as installed:
             fill(folder, installed)
         output(["tar", "-C", scratch, "-czf", target, folder.name])
     say(f"{target}: unpack it on the machine to be tested and run kvm-userfault/here as root")

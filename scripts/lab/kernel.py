@@ -54,7 +54,7 @@ def kernel(tree, variant, jobs=None, words=("Image",)):
     return build
 
 
-def selftests(tree, build, jobs=None):
+def selftests(tree, build, jobs=None, words=()):
     """Builds and installs the KVM selftests, and returns where they are."""
     installed = build / "kselftest_install"
     with lock(f"build-{build.parent.name}-{build.name}"):
@@ -72,6 +72,7 @@ def selftests(tree, build, jobs=None):
                 "FORCE_TARGETS=1",
                 f"O={build}",
                 f"KSFT_INSTALL_PATH={installed}",
+                *words,
                 "install",
             ],
             "selftests",
