@@ -187,7 +187,7 @@ def program():
         "--here", action="store_true", help="run on this arm64 machine as it is, as root"
     )
     parser.add_argument("--pack", metavar="FILE", help="with --here: only make the archive")
-    parser.add_argument("--archive", metavar="FILE", help="with --here: take the programs from there")
+    parser.add_argument("--archive", metavar="FILE", help="with --here: what --pack has made")
     parser.add_argument(
         "--full", action="store_true", help="with --here: all tests and figures, not just a minute's"
     )
