@@ -12,7 +12,7 @@ import kernel
 import kgit
 import machine
 import tree
-from common import CACHE, LAB, LabError, output, say
+from common import CACHE, LAB, LabError, output, say, step
 
 # The programs of the archive, beside those whose names begin as those of the series.
 PROGRAMS = ("set_memory_region_test",)
@@ -43,9 +43,16 @@ def fill(folder, installed):
 
 def pack(target, jobs=None):
     """Builds the programs of what is checked out and packs them for another machine."""
-    source = tree.ready()
-    if kgit.git("status", "--porcelain"):
-        raise LabError(f"{source} has uncommitted changes: commit them first")
+    if kgit.git("status", "--porcelain", tree=tree.ready()):
+        raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
+    archive(target, jobs)
+    say(f"{target}: unpack it on the machine to be tested and run kvm-userfault/here as root")
+    return 0
+
+
+def archive(target, jobs=None):
+    """Builds the programs of the last commit and packs them."""
+    source = kgit.TREE
     build = kernel.directory(source, "here")
     build.mkdir(parents=True, exist_ok=True)
     commit = kgit.git("rev-parse", "HEAD")
@@ -56,11 +63,9 @@ def pack(target, jobs=None):
         with bench.selftests(build, commit, jobs, ["EXTRA_CFLAGS=-static"]) as installed:
             fill(folder, installed)
         output(["tar", "-C", scratch, "-czf", target, folder.name])
-    say(f"{target}: unpack it on the machine to be tested and run kvm-userfault/here as root")
-    return 0
 
 
-def run(archive, words):
+def run(packed, words):
     """Runs an archive's programs on this machine, and returns an exit code. Without an archive
     these are built here."""
     if os.uname().machine != "aarch64":
@@ -70,11 +75,11 @@ def run(archive, words):
         )
     folder = CACHE / "here"
     folder.mkdir(parents=True, exist_ok=True)
-    if not archive:
-        archive = folder / "here.tar.gz"
-        words_of_pack = [LAB / "enter", LAB / "run.py", "--here", "--pack", archive]
-        subprocess.run([str(word) for word in words_of_pack], check=True)
-    output(["tar", "-C", folder, "-xzf", archive])
+    if not packed:
+        packed = folder / "here.tar.gz"
+        words_of_pack = [LAB / "enter", LAB / "run.py", "--here", "--pack", packed]
+        step("building what is to be run", words_of_pack, "here")
+    output(["tar", "-C", folder, "-xzf", packed])
     return subprocess.run([folder / "kvm-userfault/here", *words], check=False).returncode
 
 
@@ -92,10 +97,10 @@ def check(name, build, jobs=None):
     """Packs the programs, runs them natively inside a machine of the lab, as on a board, and
     returns what is wrong with the report."""
     with tempfile.TemporaryDirectory() as scratch:
-        archive, folder = pathlib.Path(scratch) / "here.tar.gz", pathlib.Path(scratch) / "programs"
-        pack(archive, jobs)
+        packed, folder = pathlib.Path(scratch) / "here.tar.gz", pathlib.Path(scratch) / "programs"
+        archive(packed, jobs)
         folder.mkdir()
-        output(["tar", "-C", folder, "--strip-components=1", "-xzf", archive])
+        output(["tar", "-C", folder, "--strip-components=1", "-xzf", packed])
         initrd = kernel.initrd(build, folder, pathlib.Path(scratch) / "initrd.cpio.gz")
         command = "/kselftest/here && cat kvm-userfault-*.txt"
         code, lines = machine.boot(name, build, initrd, command, show=False, timeout=1800)

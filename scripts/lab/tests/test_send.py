@@ -4,7 +4,6 @@
 import contextlib
 import email
 import io
-import pathlib
 import sys
 import unittest
 from unittest import mock
