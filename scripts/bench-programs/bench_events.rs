@@ -75,16 +75,15 @@ impl Event {
         }
     }
 
-    /// Returns how often it has happened so far.
-    fn read(&self) -> Result<f64, String> {
-        let locks = |classes, column| Ok(lock_column(&read(LOCK_STAT)?, classes, column));
+    /// Returns how often it has happened so far, given what /proc/lock_stat says.
+    fn read(&self, locks: &str) -> Result<f64, String> {
         match self {
             Self::Calls(functions) => calls(functions),
             Self::Bytes(function) => bytes(function),
-            Self::Taken(classes) => locks(classes, ACQUISITIONS).map(|found| found.iter().sum()),
-            Self::Contended(classes) => locks(classes, CONTENTIONS).map(|found| found.iter().sum()),
+            Self::Taken(classes) => Ok(lock_column(locks, classes, ACQUISITIONS).sum()),
+            Self::Contended(classes) => Ok(lock_column(locks, classes, CONTENTIONS).sum()),
             Self::LongestHold(classes) => {
-                locks(classes, LONGEST_HOLD).map(|found| found.into_iter().fold(0.0, f64::max))
+                Ok(lock_column(locks, classes, LONGEST_HOLD).fold(0.0, f64::max))
             }
             Self::Hypercalls => {
                 let trace = read(&format!("{HYPERVISOR}/trace"))?;
@@ -170,34 +169,29 @@ impl Counter {
             true => write(&format!("{PROBES}/enable"), value),
             false => Ok(()),
         };
-        for (_, event) in &self.events {
-            match event {
-                // Each starts at zero.
-                Event::Taken(_) => write(LOCK_STAT, "0")?,
-                Event::Hypercalls => write(&format!("{HYPERVISOR}/trace"), "0")?,
-                _ => {}
-            }
+        let values = |locks: &str| -> Result<Vec<f64>, String> {
+            self.events
+                .iter()
+                .map(|(_, event)| event.read(locks))
+                .collect()
+        };
+        let is_there = |path: &str| Path::new(path).exists();
+        if is_there(HYPERVISOR) {
+            write(&format!("{HYPERVISOR}/trace"), "0")?;
         }
-        let read = || -> Result<Vec<f64>, String> {
-            self.events.iter().map(|(_, event)| event.read()).collect()
-        };
         enable("1")?;
-        let before = read()?;
+        let before = values("")?;
+        // Locks start at zero, and are read first: to read has some of them taken.
+        if is_there(LOCK_STAT) {
+            write(LOCK_STAT, "0")?;
+        }
         operation();
-        let after = read()?;
+        let locks = read(LOCK_STAT).unwrap_or_default();
+        let after = values(&locks)?;
         enable("0")?;
-        let difference = |((name, event), (before, after))| match event {
-            Event::LongestHold(_) => (name, after),
-            _ => (name, after - before),
-        };
-        let values = before.into_iter().zip(after);
-        Ok(self
-            .events
-            .iter()
-            .copied()
-            .zip(values)
-            .map(difference)
-            .collect())
+        let names = self.events.iter().map(|(name, _)| *name);
+        let differences = before.into_iter().zip(after).map(|(old, new)| new - old);
+        Ok(names.zip(differences).collect())
     }
 }
 
@@ -208,8 +202,12 @@ const LONGEST_HOLD: usize = 9;
 
 /// Returns a column of the lines of classes of locks. Those that distinguish readers and writers
 /// have a line for each.
-fn lock_column(text: &str, classes: &[&str], column: usize) -> Vec<f64> {
-    let value = |line: &str| {
+fn lock_column<'a>(
+    text: &'a str,
+    classes: &'a [&str],
+    column: usize,
+) -> impl Iterator<Item = f64> + 'a {
+    let value = move |line: &str| {
         let (name, numbers) = line.trim().rsplit_once(':')?;
         let class = name.strip_suffix("-R").or(name.strip_suffix("-W"));
         if !classes.contains(&class.unwrap_or(name)) {
@@ -217,7 +215,7 @@ fn lock_column(text: &str, classes: &[&str], column: usize) -> Vec<f64> {
         }
         numbers.split_whitespace().nth(column)?.parse().ok()
     };
-    text.lines().filter_map(value).collect()
+    text.lines().filter_map(value)
 }
 
 fn read(path: &str) -> Result<String, String> {
