@@ -12,7 +12,7 @@ import kernel
 import kgit
 import machine
 import tree
-from common import CACHE, LAB, LabError, output, say, step
+from common import CACHE, LAB, LOGS, LabError, output, say, step
 
 # The programs of the archive, beside those whose names begin as those of the series.
 PROGRAMS = ("set_memory_region_test",)
@@ -33,6 +33,8 @@ def fill(folder, installed):
         if path.name.startswith("userfault_") or path.name in PROGRAMS
     ]
     for name in names:
+        if kernel.elf_machine(installed / "kvm" / name) != kernel.EM_AARCH64:
+            raise LabError(f"{name} could not be built.\nSee why in {LOGS / 'selftests.log'}.")
         shutil.copy(installed / "kvm" / name, folder / "kvm")
         output(["llvm-strip", folder / "kvm" / name])
     # The benchmark is no test.

@@ -75,6 +75,21 @@ class Missing(unittest.TestCase):
                 here.run(None, [])
 
 
+class Archive(unittest.TestCase):
+    """What is packed."""
+
+    def test_program_that_was_not_built(self):
+        """What stands in for a program that could not be built is not packed."""
+        with small.scratch() as name:
+            installed, folder = pathlib.Path(name, "installed"), pathlib.Path(name, "folder")
+            for path in (installed / "kselftest", installed / "kvm", folder):
+                path.mkdir(parents=True)
+            (installed / "run_kselftest.sh").touch()
+            (installed / "kvm/userfault_bench").write_text("#!/bin/sh\n")
+            with self.assertRaisesRegex(common.LabError, "userfault_bench could not be built"):
+                here.fill(folder, installed)
+
+
 class Report(unittest.TestCase):
     """What is sent back."""
 
