@@ -1,13 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the kernel counts where it was built to: calls of its functions, uses of its locks.
+//! What the kernel can count: calls of its functions, what they clean, its locks, hypercalls.
+//!
+//! Calls are those that hit a kprobe, which kernels of distributions have; locks are those of
+//! `CONFIG_LOCK_STAT`, hypercalls those of `CONFIG_NVHE_EL2_TRACING`. What a kernel cannot count is
+//! named and left out.
 
 use std::{
-    fs,
+    fs::{
+        self,
+        File, //
+    },
+    io::Write,
     path::Path, //
 };
 
 const TRACING: &str = "/sys/kernel/tracing";
+const PROBES: &str = "/sys/kernel/tracing/events/bench";
+const HYPERVISOR: &str = "/sys/kernel/tracing/remotes/hypervisor";
 const LOCK_STAT: &str = "/proc/lock_stat";
 
 /// Something to count.
@@ -15,92 +25,173 @@ const LOCK_STAT: &str = "/proc/lock_stat";
 pub enum Event {
     /// Calls of any of these functions.
     Calls(&'static [&'static str]),
+    /// Bytes between the first two arguments of a function, in all of its calls.
+    Bytes(&'static str),
     /// How often locks of any of these classes were taken, for reading or for writing.
     Taken(&'static [&'static str]),
     /// How often somebody had to wait for them.
     Contended(&'static [&'static str]),
     /// For how many microseconds one was held at most.
     LongestHold(&'static [&'static str]),
+    /// Calls of the hypervisor by the host, where that is not in the host's kernel.
+    Hypercalls,
+}
+
+impl Event {
+    /// Returns the functions that it is about.
+    fn functions(&self) -> &[&'static str] {
+        match self {
+            Self::Calls(functions) => functions,
+            Self::Bytes(function) => std::slice::from_ref(function),
+            _ => &[],
+        }
+    }
+
+    /// Prepares to count it, or returns why that is not possible here.
+    fn prepare(&self) -> Result<(), String> {
+        match self {
+            Self::Calls(functions) => {
+                // What the compiler has merged into its caller would count as never called.
+                let probed: Vec<_> = functions.iter().map(|function| probe(function)).collect();
+                match probed.iter().any(Result::is_ok) {
+                    true => Ok(()),
+                    false => probed.into_iter().collect(),
+                }
+            }
+            Self::Bytes(function) => {
+                probe(function)?;
+                let sums = "hist:keys=common_pid:vals=start,end";
+                write(&format!("{PROBES}/{function}/trigger"), sums)
+            }
+            Self::Hypercalls => {
+                write(&format!("{HYPERVISOR}/buffer_size_kb"), "8192")?;
+                write(
+                    &format!("{HYPERVISOR}/events/hypervisor/hyp_enter/enable"),
+                    "1",
+                )?;
+                write(&format!("{HYPERVISOR}/tracing_on"), "1")
+            }
+            _ => read(LOCK_STAT).map(drop),
+        }
+    }
+
+    /// Returns how often it has happened so far, given what /proc/lock_stat says.
+    fn read(&self, locks: &str) -> Result<f64, String> {
+        match self {
+            Self::Calls(functions) => calls(functions),
+            Self::Bytes(function) => bytes(function),
+            Self::Taken(classes) => Ok(lock_column(locks, classes, ACQUISITIONS).sum()),
+            Self::Contended(classes) => Ok(lock_column(locks, classes, CONTENTIONS).sum()),
+            Self::LongestHold(classes) => {
+                Ok(lock_column(locks, classes, LONGEST_HOLD).fold(0.0, f64::max))
+            }
+            Self::Hypercalls => {
+                let trace = read(&format!("{HYPERVISOR}/trace"))?;
+                if trace.contains("LOST") {
+                    return Err("the hypervisor's trace has lost events".into());
+                }
+                let is_call = |line: &&str| line.contains("hyp_enter") && line.contains("=hvc");
+                Ok(trace.lines().filter(is_call).count() as f64)
+            }
+        }
+    }
+}
+
+/// Has a kprobe at a function.
+fn probe(function: &str) -> Result<(), String> {
+    // A case before this one may have made it.
+    if Path::new(&format!("{PROBES}/{function}")).exists() {
+        return Ok(());
+    }
+    let path = format!("{TRACING}/kprobe_events");
+    let line = format!("p:bench/{function} {function} start=%x0 end=%x1\n");
+    File::options()
+        .append(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(line.as_bytes()))
+        .map_err(|error| format!("no kprobe at {function}: {error}"))
+}
+
+/// Returns how often functions were called while their probes were enabled.
+fn calls(functions: &[&str]) -> Result<f64, String> {
+    let mut sum = 0.0;
+    for line in read(&format!("{TRACING}/kprobe_profile"))?.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some(name), Some(Ok(hits))) = (words.next(), words.next().map(str::parse::<f64>)) {
+            if functions.contains(&name) {
+                sum += hits;
+            }
+        }
+    }
+    Ok(sum)
+}
+
+/// Returns the bytes between the arguments of a function in all of its calls. The sums of the
+/// arguments themselves overflow, which does no harm to their difference.
+fn bytes(function: &str) -> Result<f64, String> {
+    let text = read(&format!("{PROBES}/{function}/hist"))?;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let sum = |name| {
+        words
+            .windows(2)
+            .filter(|pair| pair[0] == name)
+            .filter_map(|pair| pair[1].parse::<u64>().ok())
+            .fold(0, u64::wrapping_add)
+    };
+    Ok(sum("end:").wrapping_sub(sum("start:")) as f64)
 }
 
 /// Counts events, and nothing but these.
 pub struct Counter {
-    events: &'static [(&'static str, Event)],
+    events: Vec<(&'static str, Event)>,
 }
 
 impl Counter {
-    /// Prepares to count events, which have names, or returns why that is not possible here.
-    pub fn new(events: &'static [(&'static str, Event)]) -> Result<Self, String> {
-        let known = read(&tracing("available_filter_functions"))?;
-        let known: Vec<&str> = known
-            .lines()
-            .filter_map(|line| line.split_whitespace().next())
-            .collect();
-        let mut filter = String::new();
-        for (name, event) in events {
-            if let Event::Calls(functions) = event {
-                for function in *functions {
-                    if known.contains(function) {
-                        filter += function;
-                        filter += "\n";
-                    }
-                }
-                // What the compiler has merged into its caller would count as never called.
-                if !functions.iter().any(|function| known.contains(function)) {
-                    return Err(format!("{name}: calls cannot be counted"));
-                }
+    /// Prepares to count events, which have names, and says which of them cannot be.
+    pub fn new(wanted: &[(&'static str, Event)]) -> Self {
+        let mut events = Vec::new();
+        for (name, event) in wanted {
+            match event.prepare() {
+                Ok(()) => events.push((*name, *event)),
+                Err(reason) => println!("# bench: {name} is not counted: {reason}"),
             }
         }
-        write(&tracing("set_ftrace_filter"), &filter)?;
-        read(LOCK_STAT)?;
-        Ok(Self { events })
+        Self { events }
     }
 
     /// Counts the events of an operation.
     pub fn count(&self, operation: impl FnOnce()) -> Result<Vec<(&'static str, f64)>, String> {
-        // Each starts at zero.
-        write(LOCK_STAT, "0")?;
-        write(&tracing("function_profile_enabled"), "1")?;
-        operation();
-        write(&tracing("function_profile_enabled"), "0")?;
-        let locks = read(LOCK_STAT)?;
-        let calls = Self::calls()?;
-        let value = |event| match event {
-            Event::Calls(functions) => calls
-                .iter()
-                .filter(|(name, _)| functions.contains(&name.as_str()))
-                .map(|(_, hits)| *hits as f64)
-                .sum(),
-            Event::Taken(classes) => lock_column(&locks, classes, ACQUISITIONS).sum(),
-            Event::Contended(classes) => lock_column(&locks, classes, CONTENTIONS).sum(),
-            Event::LongestHold(classes) => {
-                lock_column(&locks, classes, LONGEST_HOLD).fold(0.0, f64::max)
-            }
-        };
-        Ok(self
+        let probed = self
             .events
             .iter()
-            .map(|(name, event)| (*name, value(*event)))
-            .collect())
-    }
-
-    /// Returns the functions that were called on any CPU, and how often.
-    fn calls() -> Result<Vec<(String, u64)>, String> {
-        let mut calls = Vec::new();
-        for cpu in 0.. {
-            let path = tracing(&format!("trace_stat/function{cpu}"));
-            if !Path::new(&path).exists() {
-                break;
-            }
-            // A heading, a line of dashes, then a function and its hits a line.
-            for line in read(&path)?.lines().skip(2) {
-                let mut words = line.split_whitespace();
-                if let (Some(name), Some(Ok(hits))) = (words.next(), words.next().map(str::parse)) {
-                    calls.push((name.to_string(), hits));
-                }
-            }
+            .any(|(_, event)| !event.functions().is_empty());
+        let enable = |value| match probed {
+            true => write(&format!("{PROBES}/enable"), value),
+            false => Ok(()),
+        };
+        let values = |locks: &str| -> Result<Vec<f64>, String> {
+            self.events
+                .iter()
+                .map(|(_, event)| event.read(locks))
+                .collect()
+        };
+        let is_there = |path: &str| Path::new(path).exists();
+        if is_there(HYPERVISOR) {
+            write(&format!("{HYPERVISOR}/trace"), "0")?;
         }
-        Ok(calls)
+        enable("1")?;
+        let before = values("")?;
+        // Locks start at zero, and are read first: to read has some of them taken.
+        if is_there(LOCK_STAT) {
+            write(LOCK_STAT, "0")?;
+        }
+        operation();
+        let locks = read(LOCK_STAT).unwrap_or_default();
+        let after = values(&locks)?;
+        enable("0")?;
+        let names = self.events.iter().map(|(name, _)| *name);
+        let differences = before.into_iter().zip(after).map(|(old, new)| new - old);
+        Ok(names.zip(differences).collect())
     }
 }
 
@@ -116,18 +207,15 @@ fn lock_column<'a>(
     classes: &'a [&str],
     column: usize,
 ) -> impl Iterator<Item = f64> + 'a {
-    text.lines().filter_map(move |line| {
+    let value = move |line: &str| {
         let (name, numbers) = line.trim().rsplit_once(':')?;
         let class = name.strip_suffix("-R").or(name.strip_suffix("-W"));
         if !classes.contains(&class.unwrap_or(name)) {
             return None;
         }
         numbers.split_whitespace().nth(column)?.parse().ok()
-    })
-}
-
-fn tracing(name: &str) -> String {
-    format!("{TRACING}/{name}")
+    };
+    text.lines().filter_map(value)
 }
 
 fn read(path: &str) -> Result<String, String> {

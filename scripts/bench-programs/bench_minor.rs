@@ -69,7 +69,9 @@ impl Minor {
     /// Returns the next page that a thread waits for.
     pub fn wait(&self) -> Page {
         let mut message = [0; 32];
-        let count = (&self.file).read(&mut message).expect("cannot read the userfaultfd");
+        let count = (&self.file)
+            .read(&mut message)
+            .expect("cannot read the userfaultfd");
         let word = |n: usize| u64::from_ne_bytes(std::array::from_fn(|byte| message[n * 8 + byte]));
         assert!(count == 32 && word(0) & 0xff == EVENT_PAGEFAULT);
         Page((word(2) - self.base) as usize / page_size())

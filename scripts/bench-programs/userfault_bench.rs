@@ -5,8 +5,7 @@
 //! Each figure is a line of its own, `# bench: name=... value=... unit=...`. Times are those of the
 //! architecture's counter: on a machine that counts an instruction as a nanosecond, they are
 //! numbers of instructions. With BENCH_EVENTS in the environment the figures are not times, but how
-//! often the kernel did what costs time on hardware only, or waits for others: that takes a kernel
-//! with `CONFIG_FUNCTION_PROFILER` and `CONFIG_LOCK_STAT`.
+//! often the kernel did what costs time on hardware only, or waits for others.
 //!
 //! None fails because something is slow. Where the kernel has no userfault, what can be measured
 //! without it still is.
@@ -16,176 +15,49 @@
 
 #[path = "bench_counter.rs"]
 mod counter;
+#[path = "bench_demand.rs"]
+mod demand;
 #[path = "bench_events.rs"]
 mod events;
+#[path = "bench_figure.rs"]
+mod figure;
 #[path = "bench_minor.rs"]
 mod minor;
+#[path = "bench_toggle.rs"]
+mod toggle;
 
-use counter::{
-    lateness,
-    Moment, //
+use demand::{
+    minor as demand_minor,
+    missing as demand_missing,
+    userfault as demand_userfault,
+    userfault_copy as demand_userfault_copy,
+    userfault_file as demand_userfault_file,
+    userfault_handler as demand_userfault_handler, //
 };
-use events::{
-    Counter,
-    Event, //
+use figure::{
+    sample,
+    sample_lateness,
+    Figure,
+    REPETITIONS,
+    RUNS, //
 };
 use libkvm::*;
-use minor::Minor;
-use std::{
-    env,
-    sync::OnceLock,
-    thread,
-    time::Duration, //
+use toggle::{
+    fault_meanwhile,
+    toggle, //
 };
 
 /// The size of a slot, unless it is what is varied.
 const SIZE: usize = 64 << 20;
 
 /// The sizes of slots where these are varied.
-const SIZES: [usize; 4] = [16 << 20, 64 << 20, 256 << 20, 1 << 30];
+const SIZES: [usize; 3] = [16 << 20, 64 << 20, 256 << 20];
 
 /// How many percent of the pages are marked where that is varied.
-const SHARES: [usize; 7] = [0, 1, 10, 25, 50, 75, 100];
-
-/// How much memory is paged in on demand, and by how many vCPUs together.
-const DEMAND: usize = 16 << 20;
-const VCPUS: [usize; 4] = [1, 2, 4, 8];
-
-/// Of so many repetitions the least is what counts: in the others a timer's interrupt took its
-/// share.
-const REPETITIONS: usize = 3;
-
-/// How often KVM_RUN is called to see what it takes.
-const RUNS: usize = 1000;
+const SHARES: [usize; 6] = [0, 1, 10, 25, 50, 100];
 
 /// Where there is neither memory nor a device.
 const NOWHERE: u64 = GPA.0 - (1 << 20);
-
-const MMAP_LOCK: &[&str] = &["&mm->mmap_lock"];
-const MMU_LOCK: &[&str] = &["&(kvm)->mmu_lock"];
-const SLOTS_LOCK: &[&str] = &["&kvm->slots_lock"];
-const USERFAULTFD_LOCKS: &[&str] = &["&ctx->fd_wqh", "&ctx->fault_wqh", "&ctx->fault_pending_wqh"];
-
-/// What is counted.
-const EVENTS: &[(&str, Event)] = &[
-    ("unmap", Event::Calls(&["kvm_pgtable_stage2_unmap", "kvm_pgtable_stage2_unmap_noflush"])),
-    ("tlb-vmid", Event::Calls(&["__kvm_tlb_flush_vmid"])),
-    ("tlb-page", Event::Calls(&["__kvm_tlb_flush_vmid_ipa", "__kvm_tlb_flush_vmid_ipa_nsh"])),
-    ("tlb-range", Event::Calls(&["__kvm_tlb_flush_vmid_range"])),
-    ("clean-page", Event::Calls(&["clean_dcache_guest_page"])),
-    ("icache-page", Event::Calls(&["invalidate_icache_guest_page"])),
-    ("table-cache-top-up", Event::Calls(&["kvm_mmu_topup_memory_cache"])),
-    ("mmap-lock", Event::Taken(MMAP_LOCK)),
-    ("mmap-lock-wait", Event::Contended(MMAP_LOCK)),
-    ("mmu-lock", Event::Taken(MMU_LOCK)),
-    ("mmu-lock-wait", Event::Contended(MMU_LOCK)),
-    ("mmu-lock-longest-hold", Event::LongestHold(MMU_LOCK)),
-    ("slots-lock", Event::Taken(SLOTS_LOCK)),
-    ("slots-lock-longest-hold", Event::LongestHold(SLOTS_LOCK)),
-    ("userfaultfd-lock", Event::Taken(USERFAULTFD_LOCKS)),
-    ("userfaultfd-lock-wait", Event::Contended(USERFAULTFD_LOCKS)),
-];
-
-/// Counts events, where that is asked for.
-static COUNTER: OnceLock<Counter> = OnceLock::new();
-
-/// What an operation took.
-enum Sample {
-    /// So many nanoseconds.
-    Time(f64),
-    /// So many of each event.
-    Events(Vec<(&'static str, f64)>),
-}
-
-/// Measures an operation.
-fn sample(operation: impl FnOnce()) -> Sample {
-    match COUNTER.get() {
-        Some(counter) => Sample::Events(counter.count(operation).expect("cannot count")),
-        None => {
-            let start = Moment::now();
-            operation();
-            Sample::Time(start.elapsed())
-        }
-    }
-}
-
-/// Measures how long others have to wait for the CPU because of an operation.
-fn sample_lateness(operation: impl FnOnce()) -> Sample {
-    match lateness(operation) {
-        Some(time) => Sample::Time(time),
-        None => ktap::skip("no thread that runs at once"),
-    }
-}
-
-/// What a figure is about.
-struct Figure {
-    name: &'static str,
-    vcpus: usize,
-    pages: usize,
-    /// How many percent of the pages are marked.
-    marked: usize,
-    /// What the figure is for one of, and how many of these there are.
-    per: (&'static str, usize),
-}
-
-impl Figure {
-    /// Describes a figure about a slot of `size` bytes.
-    fn new(name: &'static str, size: usize) -> Self {
-        Self {
-            name,
-            vcpus: 1,
-            pages: size / page_size(),
-            marked: 0,
-            per: ("", 1),
-        }
-    }
-
-    fn vcpus(self, vcpus: usize) -> Self {
-        Self { vcpus, ..self }
-    }
-
-    fn marked(self, marked: usize) -> Self {
-        Self { marked, ..self }
-    }
-
-    fn per_page(self) -> Self {
-        let per = ("/page", self.pages);
-        Self { per, ..self }
-    }
-
-    fn per_run(self) -> Self {
-        let per = ("/run", RUNS);
-        Self { per, ..self }
-    }
-
-    /// Reports the least time, or the events of the last repetition: these are the same each time
-    /// but for the first, when the kernel may have had to set up something.
-    fn report(&self, samples: impl IntoIterator<Item = Sample>) {
-        let (mut least, mut last) = (None, Vec::new());
-        for sample in samples {
-            match sample {
-                Sample::Time(time) => least = Some(least.map_or(time, |least| time.min(least))),
-                Sample::Events(events) => last = events,
-            }
-        }
-        let (unit, number) = self.per;
-        if let Some(time) = least {
-            self.print("", time / number as f64, &format!("ns{unit}"));
-        }
-        for (event, number) in last {
-            self.print(event, number, "events");
-        }
-    }
-
-    fn print(&self, event: &str, value: f64, unit: &str) {
-        let of = if event.is_empty() { "" } else { "event=" };
-        println!(
-            "# bench: name={:<20} vcpus={} slot_pages={:<9} marked={:<3} {of}{event:<24} \
-             value={value:<12.1} unit={unit}",
-            self.name, self.vcpus, self.pages, self.marked,
-        );
-    }
-}
 
 guest_code! {
     /// Reads the first word of each page, at the price of four instructions a page, and then calls
@@ -377,6 +249,61 @@ fn marked_share() {
     }
 }
 
+/// What setting the flag is to be compared with: KVM forgets the whole slot, because it is deleted.
+/// Then it is there again, and all of it is touched.
+fn flush() {
+    let mut machine = machine(Backing::Anonymous, SIZE);
+    let [mut flush, mut touch] = [(); 2].map(|()| Vec::new());
+    for _ in 0..REPETITIONS {
+        touch.push(sample(|| touch_all(&mut machine, none_marked)));
+        let region = machine.slot.region();
+        flush.push(sample(|| assert_eq!(region.delete(), Ok(()))));
+        assert_eq!(machine.slot.region().set(), Ok(()));
+    }
+    Figure::new("flush", SIZE).report(flush);
+    Figure::new("flush-touch", SIZE).report(touch);
+}
+
+/// Taking one page back: marking and dropping it, and touching all of its block again, where memory
+/// is in a block of the host and where it is in pages.
+fn rearm() {
+    need_userfault();
+    let block = Backing::ShmemThp.need_huge_pages(1);
+    for (backing, names) in [
+        (Backing::ShmemThp, ["rearm-block", "rearm-block-touch"]),
+        (Backing::Shmem, ["rearm-page", "rearm-page-touch"]),
+    ] {
+        let mut machine = Machine::with_guest(backing, block, 1, touch);
+        machine.slot.fill();
+        touch_all(&mut machine, none_marked);
+        let mut samples = [(); 2].map(|()| Vec::new());
+        for _ in 0..REPETITIONS {
+            if backing == Backing::ShmemThp {
+                // Dropping a page has split the mapping.
+                machine.slot.need_huge();
+            }
+            unmap(&machine);
+            let bitmap = Bitmap::new(block);
+            let slot = machine.slot.clone();
+            let _flag = slot.enable(&bitmap);
+            touch_all(&mut machine, none_marked);
+            let page = Page(block / 2);
+            samples[0].push(sample(|| {
+                bitmap.mark(page);
+                slot.discard(page);
+            }));
+            samples[1].push(sample(|| {
+                touch_all(&mut machine, |page| {
+                    bitmap.clear(page);
+                })
+            }));
+        }
+        for (name, samples) in names.into_iter().zip(samples) {
+            Figure::new(name, block * page_size()).report(samples);
+        }
+    }
+}
+
 /// Clearing and setting the flag with all pages mapped, in slots of several sizes.
 fn slot_size() {
     need_userfault();
@@ -436,6 +363,10 @@ fn latency() {
         let figure = Figure::new("latency-enable", SIZE).marked(share);
         figure.report([sample_lateness(|| drop(slot.enable(&bitmap)))]);
     }
+    touch_all(&mut machine, none_marked);
+    let region = machine.slot.region();
+    let flush = || assert_eq!(region.delete(), Ok(()));
+    Figure::new("latency-flush", SIZE).report([sample_lateness(flush)]);
     let (_vm, slot, bitmap) = terabyte_slot();
     let figure = Figure::new("latency-enable-terabyte", TERABYTE);
     figure.report([sample_lateness(|| drop(slot.enable(&bitmap)))]);
@@ -477,132 +408,6 @@ fn prefetched_block() {
     }));
 }
 
-/// Lets each vCPU touch its share of the pages in a thread of its own, and calls `resolve` for each
-/// that is marked.
-fn touch_shares(vcpus: &mut [Vcpu], slot: &Slot, resolve: impl Fn(Page) + Sync) {
-    let resolve = &resolve;
-    thread::scope(|scope| {
-        for vcpu in vcpus {
-            scope.spawn(move || loop {
-                match vcpu.run() {
-                    Exit::Userfault { gpa, .. } => resolve(slot.page_of(gpa)),
-                    Exit::Sync(0, 0) => return,
-                    other => panic!("unexpected exit: {other:x?}"),
-                }
-            });
-        }
-    });
-}
-
-/// Measures paging by userfault: the vCPU's thread fills the page and clears the mark. `supply` is
-/// made for the memory and fills a page of it.
-fn userfault_demand<S: Fn(Page, &[u8]) + Sync>(
-    name: &'static str,
-    backing: Backing,
-    supply: impl Fn(&Slot) -> S,
-) {
-    need_userfault();
-    let content = vec![2; page_size()];
-    for vcpus in VCPUS {
-        let figure = Figure::new(name, DEMAND).vcpus(vcpus).marked(100);
-        figure.per_page().report((0..REPETITIONS).map(|_| {
-            let mut machine = machine_with(backing, DEMAND, 1, vcpus);
-            let bitmap = Bitmap::marked(machine.slot.pages());
-            let slot = machine.slot.clone();
-            let _flag = slot.enable(&bitmap);
-            let supply = supply(&slot);
-            sample(|| {
-                touch_shares(&mut machine.vcpus, &slot, |page| {
-                    supply(page, &content);
-                    bitmap.clear(page);
-                })
-            })
-        }));
-    }
-}
-
-/// Paging in anonymous memory by userfault.
-fn demand_userfault() {
-    userfault_demand("demand-userfault", Backing::Anonymous, |slot| {
-        let slot = slot.clone();
-        move |page, content: &[u8]| slot.fill_page(page, content)
-    });
-}
-
-/// The same, where a userfaultfd fills the memory: for KVM's own accesses there has to be one.
-fn demand_userfault_copy() {
-    userfault_demand("demand-userfault-copy", Backing::Anonymous, |slot| {
-        let uffd = Uffd::new(slot.area());
-        move |page, content: &[u8]| uffd.copy(page, content)
-    });
-}
-
-/// Paging in shared memory by userfault, through another mapping of its file.
-fn demand_userfault_file() {
-    userfault_demand("demand-userfault-file", Backing::Shmem, |slot| {
-        // As for MINOR, the file has all of its memory.
-        let alias = slot.area().alias();
-        pages(0..alias.pages()).for_each(|page| alias.fill_page(page, &vec![1; page_size()]));
-        move |page, content: &[u8]| alias.fill_page(page, content)
-    });
-}
-
-/// Measures paging by userfaultfd: a thread of its own supplies each page and wakes who waits for
-/// it. `handler` is made for the memory, waits for a page, supplies it and says which it was.
-fn userfaultfd_demand<H: FnMut() -> Page + Send>(
-    name: &'static str,
-    backing: Backing,
-    handler: impl Fn(&Slot) -> H,
-) {
-    for vcpus in VCPUS {
-        let figure = Figure::new(name, DEMAND).vcpus(vcpus);
-        figure.per_page().report((0..REPETITIONS).map(|_| {
-            let mut machine = machine_with(backing, DEMAND, 1, vcpus);
-            let slot = machine.slot.clone();
-            let mut handler = handler(&slot);
-            let last = Page(slot.pages() - 1);
-            thread::scope(|scope| {
-                scope.spawn(move || while handler() != last {});
-                let sample = sample(|| touch_shares(&mut machine.vcpus, &slot, none_marked));
-                // The handler ends with the page that no vCPU has.
-                slot.read(last, 0);
-                sample
-            })
-        }));
-    }
-}
-
-/// Paging in anonymous memory by userfaultfd, which finds it missing.
-fn demand_missing() {
-    userfaultfd_demand("demand-missing", Backing::Anonymous, |slot| {
-        let uffd = Uffd::new(slot.area());
-        let content = vec![2; page_size()];
-        move || loop {
-            if let Some(page) = uffd.wait(Duration::from_secs(20)) {
-                uffd.copy(page, &content);
-                return page;
-            }
-        }
-    });
-}
-
-/// Paging in shared memory, which is there but not mapped, by userfaultfd.
-fn demand_minor() {
-    userfaultfd_demand("demand-minor", Backing::Shmem, |slot| {
-        let alias = slot.area().alias();
-        let content = vec![2; page_size()];
-        pages(0..alias.pages()).for_each(|page| alias.fill_page(page, &content));
-        let uffd = Minor::new(slot.area())
-            .unwrap_or_else(|| ktap::skip("no userfaultfd for minor faults"));
-        move || {
-            let page = uffd.wait();
-            alias.fill_page(page, &content);
-            uffd.resume(page);
-            page
-        }
-    });
-}
-
 extern "C" {
     /// libkvm's: VMs get no interrupt controller by default.
     fn test_disable_default_vgic();
@@ -613,12 +418,7 @@ fn prepare() {
     // The figures would be less about memory with it.
     // SAFETY: It sets a variable, before there is any VM.
     unsafe { test_disable_default_vgic() };
-    if env::var_os("BENCH_EVENTS").is_some() {
-        match Counter::new(EVENTS) {
-            Ok(counter) => assert!(COUNTER.set(counter).is_ok()),
-            Err(reason) => ktap::skip(reason),
-        }
-    }
+    figure::prepare();
 }
 
 test_main! {
@@ -631,6 +431,8 @@ test_main! {
         userfault_exit,
         userfault_page,
         marked_share,
+        flush,
+        rearm,
         slot_size,
         terabyte,
         latency,
@@ -639,7 +441,10 @@ test_main! {
         demand_userfault,
         demand_userfault_copy,
         demand_userfault_file,
+        demand_userfault_handler,
         demand_missing,
         demand_minor,
+        toggle,
+        fault_meanwhile,
     ],
 }

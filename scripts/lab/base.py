@@ -92,24 +92,15 @@ def candidates(*options):
     return list(dict.fromkeys(found))
 
 
-def release_key(version):
-    """Orders versions and releases by the numbers in them, release candidates first."""
-    upstream = version.replace("-rc", "~rc").split("-")[0]
-    match = re.fullmatch(r"([0-9.]+)(?:~rc([0-9]+))?", upstream)
-    if not match:
-        return ((0,), 0)
-    return (tuple(int(part) for part in match[1].split(".")), int(match[2] or 1000))
-
-
 def nearest(base, found):
     """Returns the package nearest to the pinned one: the next newer, else the newest."""
     if not found:
         raise LabError("the archive has no linux-source package; is the network there?")
-    wanted = release_key(base["version"])
-    newer = [item for item in found if release_key(item[1]) >= wanted]
-    if newer:
-        return min(newer, key=lambda item: release_key(item[1]))
-    return max(found, key=lambda item: release_key(item[1]))
+    names = {version: (name, version) for name, version in found}
+    versions = "\n".join([base["version"], *names])
+    order = output(["sort", "--version-sort", "--unique"], input=versions).split()
+    newer = order[order.index(base["version"]) + 1 :]
+    return names[newer[0] if newer else order[-2]]
 
 
 def unpack(package, destination):
@@ -162,16 +153,14 @@ def fetch():
     return target, name, version
 
 
-def newest():
-    """Returns the newest kernel source of Debian, as (name, version, apt's options)."""
-    found = {}
+def find(release):
+    """Returns Debian's source package of a release, as (name, version, apt's options)."""
     for options in ((), development_archive()):
         apt_update(*options)
-        found.update((item, options) for item in candidates(*options))
-    if not found:
-        raise LabError("the archive has no linux-source package; is the network there?")
-    name, version = max(found, key=lambda item: release_key(item[1]))
-    return name, version, found[name, version]
+        for name, version in candidates(*options):
+            if version.split("-")[0] == release.replace("-rc", "~rc"):
+                return name, version, options
+    raise LabError(f"Debian has no kernel source {release}.\nName one that it has, such as 7.3-rc7.")
 
 
 def download(name, version, target, *options):

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Measures what userfault costs: counts the instructions of the base, of the series
-without the helper in Rust and of all of it, on the same machines.
+"""Measures what userfault costs: the base, the series without the helper in Rust and
+all of it, on the same machines.
 
-The machines take a nanosecond for each instruction, so that what the program
-userfault_bench measures are numbers of instructions, and the same ones each
-time. On kernels of their own, built to count calls and locks, it then counts
-what costs nothing there. Results are a Markdown page, a JSON file and a picture.
+Instructions are counted on machines that take a nanosecond for each, and are the same
+each time. Kernels built to count show what costs nothing there: TLB invalidations,
+cleaned bytes, locks, hypercalls. Machines with eight CPUs show paging by eight vCPUs,
+and how long a toggle takes. Results are a Markdown page, a JSON file and a picture.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -17,6 +18,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import time
 
 import config
 import kernel
@@ -24,7 +26,7 @@ import kgit
 import machine
 import report
 import tree
-from common import CACHE, REPO, LabError, add_common_options, lock, main, output, step
+from common import CACHE, REPO, LabError, add_common_options, lock, main, output, say, step, took
 from overlay import overlays
 
 # How long a case of the benchmark may take, and all of it.
@@ -33,23 +35,57 @@ CASE_SECONDS, SECONDS = 900, 3600
 # What is compared: the base, and the series without and with the helper.
 BASE, CORE, HELPER = "base", "core", "helper"
 
-# The kernel whose instructions are counted, the one that tests run on, and a kernel that counts
-# calls and locks.
+# The kernel that tests run on, and one that counts.
 COUNT, EVENTS = "4k", "4k-trace"
 # Where the kernels to compare are kept.
 FOLDER = CACHE / "bench-kernels"
 
-# The machines, and where calls and locks are counted: with two CPUs.
-MACHINES = {"n1": ("counting-n1", "nofwb"), "max": ("counting-max", "vhe")}
-
-# What is run of the benchmark. Without names it runs all of its cases.
 PROGRAMS = REPO / "scripts/bench-programs"
 PROGRAM = "/kselftest/kvm/userfault_bench"
-QUICK_CASES = "fault fault_block mmio_exit userfault_exit userfault_page unmarked_block terabyte"
-EVENT_CASES = (
-    "mmio_exit userfault_exit userfault_page marked_share unmarked_block"
-    " terabyte demand_userfault demand_userfault_file demand_missing demand_minor"
+
+# Cases of the benchmark, by what is measured.
+QUICK = "fault fault_block mmio_exit userfault_exit userfault_page flush unmarked_block terabyte"
+DEMAND = (
+    "demand_userfault demand_userfault_copy demand_userfault_file demand_userfault_handler"
+    " demand_missing demand_minor"
 )
+ALL = f"{QUICK} marked_share rearm slot_size latency prefetched_block {DEMAND}"
+CALLS = f"{QUICK} marked_share rearm"
+HYPERCALLS = "fault userfault_exit userfault_page flush marked_share"
+TOGGLES = "toggle fault_meanwhile"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of figures: the machine and the kernels that they are taken on, and of which cases."""
+
+    host: str
+    variant: str
+    labels: tuple
+    cases: str
+    # Others at the same time would make it longer.
+    alone: bool = False
+
+
+ALL_LABELS = (BASE, CORE, HELPER)
+
+
+def kinds_of(cpu):
+    """Returns the kinds of figures of a CPU."""
+    return {
+        "instructions": Kind(f"counting-{cpu}", COUNT, ALL_LABELS, ALL),
+        "events": Kind(f"counting-{cpu}", EVENTS, ALL_LABELS, CALLS),
+        "scaling": Kind(f"eight-{cpu}", EVENTS, (HELPER,), DEMAND),
+        "toggles": Kind(f"eight-{cpu}", COUNT, (HELPER,), TOGGLES, alone=True),
+    }
+
+
+MACHINES = {
+    "n1": kinds_of("n1"),
+    "max": kinds_of("max"),
+    "nvhe": {"events": Kind("nvhe", EVENTS, (CORE, HELPER), HYPERCALLS)},
+    "protected": {"events": Kind("protected", EVENTS, (CORE, HELPER), HYPERCALLS)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +94,7 @@ class Figure:
 
     name: str
     vcpus: int
+    slots: int
     slot_pages: int
     marked: int
     event: str
@@ -69,12 +106,12 @@ def parse(lines):
     """Returns the figures of a benchmark's output."""
     figures = []
     for line in lines:
-        if line.startswith("# bench: "):
-            fields = dict(re.findall(r"(\w+)=(\S+)", line))
+        fields = dict(re.findall(r"(\w+)=(\S+)", line))
+        if line.startswith("# bench: name="):
             figures.append(
                 Figure(
                     fields["name"],
-                    *(int(fields[key]) for key in ("vcpus", "slot_pages", "marked")),
+                    *(int(fields[key]) for key in ("vcpus", "slots", "slot_pages", "marked")),
                     fields.get("event", ""),
                     float(fields["value"]),
                     fields["unit"],
@@ -84,8 +121,9 @@ def parse(lines):
 
 
 def kernels(commit):
-    """Returns the kernels to compare, as {name: (commit, what is added to a variant's name)}."""
-    return {BASE: ("base", "-nohelper"), CORE: (commit, "-nohelper"), HELPER: (commit, "")}
+    """Returns the kernels to compare, as {name: (commit, what is added to a variant's name)}: all
+    are configured as the one that tests run on, as far as they offer that."""
+    return {BASE: ("base", ""), CORE: (commit, "-nohelper"), HELPER: (commit, "")}
 
 
 def image(build, commit, variant, jobs):
@@ -112,78 +150,95 @@ def image(build, commit, variant, jobs):
     return target
 
 
-def selftests(build, commit, jobs):
-    """Builds the selftests of the whole series with the benchmark, and returns an initrd."""
-    tests = kgit.TREE / "tools/testing/selftests/kvm"
-    target = FOLDER / "initrd.cpio.gz"
-    with overlays(kgit.TREE, build):
-        kgit.git("checkout", "--quiet", "--force", "--detach", commit)
-        for path in PROGRAMS.glob("*.rs"):
-            shutil.copy(path, tests / "arm64")
-        makefile = tests / "Makefile.kvm"
-        line = "TEST_GEN_PROGS_RUST_arm64 += arm64/"
-        text = makefile.read_text()
-        if line not in text:
-            raise LabError(f"{makefile} has no '{line}', where the benchmark would be added")
-        makefile.write_text(text.replace(line, f"{line}userfault_bench\n{line}", 1))
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        shutil.copy(kernel.initrd(build, kernel.selftests(kgit.TREE, build, jobs)), target)
-    return target
-
-
-def run(name, build, initrd, kind, cases):
-    """Runs the benchmark on a machine and returns its figures."""
-    words = ["env", "BENCH_EVENTS=1"] if kind == "events" else []
-    command = shlex.join([*words, PROGRAM, "-t", str(CASE_SECONDS), *cases])
-    code, lines = machine.boot(name, build, initrd, command, show=False, timeout=SECONDS)
-    figures = parse(lines)
-    if code or not figures or any(line.startswith("not ok") for line in lines):
-        raise LabError("the benchmark failed:\n" + "\n".join(lines[-20:]))
-    return figures
-
-
-def jobs_of(machines, images, quick):
-    """Yields what is to be run, as (machine, kernel, what is counted, arguments for run())."""
-    for name, (counting, ordinary) in machines.items():
-        for label, build in images[COUNT].items():
-            cases = QUICK_CASES.split() if quick else []
-            yield name, label, "instructions", (counting, build, cases)
-        for label, build in images.get(EVENTS, {}).items():
-            yield name, label, "events", (ordinary, build, EVENT_CASES.split())
-
-
-def measure(machines, images, initrd, quick, jobs):
-    """Runs all that is to be run, some of it at once, and returns the results."""
-    results = {name: {"instructions": {}, "events": {}} for name in machines}
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        running = {}
-        for name, label, kind, (host, build, cases) in jobs_of(machines, images, quick):
-            future = pool.submit(run, host, build, initrd, kind, cases)
-            running[future] = results[name][kind], label
-        for future in concurrent.futures.as_completed(running):
-            into, label = running[future]
-            try:
-                into[label] = future.result()
-            except LabError:
-                pool.shutdown(cancel_futures=True)
-                raise
-    return results
-
-
-def images_of(compared, kinds, jobs):
-    """Builds the kernels and returns {variant: {name: where it is}}; the same one is built once."""
+def images_of(compared, variants, jobs):
+    """Builds the kernels and returns {(variant, name): where it is}; the same one is built once."""
     images = {}
-    for kind in kinds:
-        build = kernel.kernel(kgit.TREE, kind, jobs)
-        images[kind] = {
-            name: image(build, commit, kind + rest, jobs)
-            for name, (commit, rest) in compared.items()
-        }
-    used = {path for found in images.values() for path in found.values()}
+    for variant in variants:
+        build = kernel.kernel(kgit.TREE, variant, jobs)
+        for name, (commit, rest) in compared.items():
+            images[variant, name] = image(build, commit, variant + rest, jobs)
     for old in FOLDER.glob("*/config"):
-        if old.parent not in used and old.parent.name.startswith(tuple(kinds)):
+        if old.parent not in images.values() and old.parent.name.startswith(tuple(variants)):
             shutil.rmtree(old.parent)
     return images
+
+
+def add_programs(tests):
+    """Adds the benchmark to the selftests of a tree."""
+    for path in PROGRAMS.glob("*.rs"):
+        shutil.copy(path, tests / "arm64")
+    makefile = tests / "Makefile.kvm"
+    line = "TEST_GEN_PROGS_RUST_arm64 += arm64/"
+    text = makefile.read_text()
+    if line not in text:
+        raise LabError(f"{makefile} has no '{line}', where the benchmark would be added")
+    makefile.write_text(text.replace(line, f"{line}userfault_bench\n{line}", 1))
+
+
+@contextlib.contextmanager
+def selftests(build, commit, jobs, words=()):
+    """Builds the selftests of a commit with the benchmark, for as long as they are used."""
+    with overlays(kgit.TREE, build):
+        kgit.git("checkout", "--quiet", "--force", "--detach", commit)
+        add_programs(kgit.TREE / "tools/testing/selftests/kvm")
+        yield kernel.selftests(kgit.TREE, build, jobs, words)
+
+
+def run(kind, what, build, initrd, cases):
+    """Runs the benchmark on a machine; returns its figures, and what went wrong."""
+    words = ["env", "BENCH_EVENTS=1"] if kind.variant == EVENTS else []
+    command = shlex.join([*words, PROGRAM, "-t", str(CASE_SECONDS), *cases.split()])
+    try:
+        _, lines = machine.boot(kind.host, build, initrd, command, show=False, timeout=SECONDS)
+        wrong = []
+    except machine.Unfinished as error:
+        lines, wrong = error.lines, [str(error)]
+    wrong += [line for line in lines if line.startswith("not ok")]
+    figures = parse(lines)
+    wrong += [] if figures else ["no figures"]
+    return figures, [f"{what}: {text}" for text in wrong]
+
+
+def measure(chosen, images, initrd, quick, jobs):
+    """Runs all that is to be run, most of it at once; returns the results, and what went wrong."""
+    results, wrong = {name: {which: {} for which in kinds} for name, kinds in chosen.items()}, []
+    runs = [
+        (kind, f"{name}, {which}, {label}", results[name][which], label)
+        for name, kinds in chosen.items()
+        for which, kind in kinds.items()
+        for label in kind.labels
+    ]
+
+    what = f"measuring {' '.join(chosen)}{', quick' if quick else ''}"
+    say(f"{what} ({took(what)}{len(runs)} runs)")
+    start = time.monotonic()
+
+    def take(one):
+        """Takes the figures of one run."""
+        kind, what, into, label = one
+        cases = QUICK if quick else kind.cases
+        into[label], problems = run(kind, what, images[kind.variant, label], initrd, cases)
+        say(f"{what}: {len(into[label])} figures")
+        wrong.extend(problems)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(take, [one for one in runs if not one[0].alone]))
+    for one in runs:
+        if one[0].alone:
+            take(one)
+    took(what, time.monotonic() - start)
+    return results, wrong
+
+
+def choose(names, quick):
+    """Returns the machines that are asked for, with the kinds of figures to take there."""
+    chosen = {name: MACHINES[name] for name in names or MACHINES}
+    if quick:
+        kept = {name: {"instructions": kinds.get("instructions")} for name, kinds in chosen.items()}
+        chosen = {name: kinds for name, kinds in kept.items() if kinds["instructions"]}
+    if not chosen:
+        raise LabError("--quick counts instructions, for which there are the machines n1 and max")
+    return chosen
 
 
 def program():
@@ -195,11 +250,9 @@ def program():
     )
     add_common_options(parser)
     parser.add_argument(
-        "--machine", action="append", choices=MACHINES, help="may be repeated; default: both"
+        "--machine", action="append", choices=MACHINES, help="may be repeated; default: all"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="leave out what takes long: under 3 minutes"
-    )
+    parser.add_argument("--quick", action="store_true", help="only the main figures")
     parser.add_argument(
         "--output",
         metavar="DIR",
@@ -213,29 +266,37 @@ def program():
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
     args = parser.parse_args()
 
+    chosen = choose(args.machine, args.quick)
     if not args.branch and kgit.git("status", "--porcelain", tree=tree.ready()):
         raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
     commit = kgit.git("rev-parse", args.branch or kgit.BRANCH)
     compared = kernels(commit)
+    variants = {kind.variant for kinds in chosen.values() for kind in kinds.values()}
     with lock("build-bench"):
-        images = images_of(compared, [COUNT] if args.quick else [COUNT, EVENTS], args.jobs)
-        initrd = selftests(kernel.directory(kgit.TREE, COUNT), commit, args.jobs)
-        machines = {name: MACHINES[name] for name in args.machine or MACHINES}
+        images = images_of(compared, sorted(variants), args.jobs)
+        build = kernel.kernel(kgit.TREE, COUNT, args.jobs)
+        initrd = FOLDER / "initrd.cpio.gz"
+        with selftests(build, commit, args.jobs) as installed:
+            shutil.copy(kernel.initrd(build, installed), initrd)
         jobs = args.jobs or os.cpu_count() or 1
-        results = measure(machines, images, initrd, args.quick, jobs)
+        results, wrong = measure(chosen, images, initrd, args.quick, jobs)
     command = "scripts/bench" + (" --quick" if args.quick else "")
     command += "".join(f" --machine {name}" for name in args.machine or [])
-    for path in report.write(args.output, results, describe(compared, command)):
+    about = describe(compared, command, config.read(build / ".config")["HZ"])
+    for path in report.write(args.output, results, about):
         print(path)
-    return 0
+    for text in wrong:
+        say(f"failed: {text}")
+    return 1 if wrong else 0
 
 
-def describe(compared, command):
+def describe(compared, command, ticks):
     """Returns what the results are of, for the report."""
     subject = functools.partial(kgit.git, "log", "-1", "--format=%s")
     return {
         "command": command,
         "emulator": output(["qemu-system-aarch64", "--version"]).splitlines()[0],
+        "hz": ticks,
         "kernels": {name: subject(commit) for name, (commit, _) in compared.items()},
     }
 

@@ -91,6 +91,8 @@ def program():
     cache = find_cache(arguments)
     remember_user()
     host_tools = has_option(arguments, "--host-tools", "-h", "--help")
+    # To see what this machine does, nothing of it is replaced.
+    host_tools |= has_option(arguments, "--here") and not has_option(arguments, "--pack")
     inside = os.environ.get("KVM_USERFAULT_INSIDE") or os.environ.get("KVM_USERFAULT_HOST_TOOLS")
     import toolchain  # Not before the cache is known.
 

@@ -54,7 +54,7 @@ def kernel(tree, variant, jobs=None, words=("Image",)):
     return build
 
 
-def selftests(tree, build, jobs=None):
+def selftests(tree, build, jobs=None, words=()):
     """Builds and installs the KVM selftests, and returns where they are."""
     installed = build / "kselftest_install"
     with lock(f"build-{build.parent.name}-{build.name}"):
@@ -72,6 +72,7 @@ def selftests(tree, build, jobs=None):
                 "FORCE_TARGETS=1",
                 f"O={build}",
                 f"KSFT_INSTALL_PATH={installed}",
+                *words,
                 "install",
             ],
             "selftests",
@@ -109,14 +110,14 @@ def archive(root, target):
     new.replace(target)
 
 
-def initrd(build, installed):
+def initrd(build, installed, target=None):
     """Makes the initial RAM file system with the selftests, and returns it."""
-    target = build / "initrd.cpio.gz"
+    target = target or build / "initrd.cpio.gz"
     sources = [LAB / "init", *installed.rglob("*")]
     if target.exists() and target.stat().st_mtime > max(path.stat().st_mtime for path in sources):
         return target
     say("packing the selftests for the machine")
-    root = build / "initrd"
+    root = target.with_name("initrd")
     shutil.rmtree(root, ignore_errors=True)
     for name in ("bin", "dev", "lib", "proc", "sys", "tmp", "usr/bin"):
         (root / name).mkdir(parents=True)

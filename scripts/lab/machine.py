@@ -43,9 +43,12 @@ MACHINES = {
 # An instruction takes a nanosecond of their clock, whatever it does: times are
 # numbers of instructions, and the same on each boot.
 COUNTING = ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
-COUNTING_MACHINES = {
+BENCH_MACHINES = {
     "counting-n1": Machine("neoverse-n1", cpus=1, clock=COUNTING),
     "counting-max": Machine(MAX, cpus=1, clock=COUNTING),
+    # With a CPU for each vCPU and a clock like any other.
+    "eight-n1": Machine("neoverse-n1", cpus=8),
+    "eight-max": Machine(MAX, cpus=8),
 }
 
 # Each machine runs with each, as QEMU's max and neoverse-n1 have all granules at both stages.
@@ -107,7 +110,7 @@ def boot(name, build, initrd, command, *, shell=False, timeout=600, limits=None,
             for path in (initrd, part):
                 out.write(path.read_bytes())
                 out.write(b"\0" * (-out.tell() % 4))
-        kind = {**MACHINES, **COUNTING_MACHINES}[name]
+        kind = {**MACHINES, **BENCH_MACHINES}[name]
         words = [str(word) for word in qemu(kind, build, combined, extra)]
         if shell:
             return subprocess.run(words, check=False).returncode, []

@@ -3,11 +3,8 @@
 
 import collections
 import dataclasses
-import textwrap
 
 from ktap import FAIL, PASS, SKIP
-
-WIDTH = 100
 
 
 @dataclasses.dataclass
@@ -20,13 +17,18 @@ class Run:
     wrong: list
     seconds: float
 
+    @property
+    def place(self):
+        """Returns where it was."""
+        return f"{self.machine} {self.pages}"
+
     def tests(self):
-        """Yields (program, case, result); a program without cases is a test, with no case."""
+        """Yields (program and case, result); a program without cases is a test."""
         for program in self.programs:
             for case in program.cases:
-                yield program.name, case.name, case
+                yield f"{program.name} {case.name}", case
             if not program.cases:
-                yield program.name, "", program
+                yield program.name, program
 
     def cell(self, name):
         """Returns what a program found: cases that passed and those that did not."""
@@ -60,65 +62,21 @@ def table(runs):
     return [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
 
 
-def places(runs):
-    """Returns where runs were: machines, each with its page sizes."""
-    pages = collections.defaultdict(list)
-    for run in runs:
-        pages[run.machine].append(run.pages)
-    machines = collections.defaultdict(list)
-    for machine, sizes in pages.items():
-        machines[" ".join(sizes)].append(machine)
-    return ", ".join(f"{' '.join(names)} ({sizes})" for sizes, names in machines.items())
-
-
-def grouped(pairs):
-    """Returns {key: [values]} of pairs of a key and a value."""
-    groups = collections.defaultdict(list)
-    for key, value in pairs:
-        groups[key].append(value)
-    return groups
-
-
-def item(text):
-    """Returns the lines of an item of a Markdown list."""
-    return textwrap.wrap(
-        f"- {text}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-
-
-def failed(runs):
-    """Returns a list of what is wrong, each with where that is."""
-    wrong = grouped((text, run) for run in runs for text in run.wrong)
-    lines = [line for text in wrong for line in item(f"{text}; on {places(wrong[text])}")]
-    return ["", "Failed:", "", *lines] if lines else []
-
-
-def skipped(runs):
-    """Returns a list of why tests were skipped, each with where that is and the tests."""
-    skips = grouped(
-        ((f"{program} {case}".strip(), result.reason or "no reason given"), run)
-        for run in runs
-        for program, case, result in run.tests()
-        if result.verdict == SKIP
-    )
-    tests = grouped(((why, places(where)), test) for (test, why), where in skips.items())
-    lines = []
-    for (why, where), names in tests.items():
-        lines += item(f"{why}; on {where}:") + [f"  - {name}" for name in names]
-    return ["", "Skipped:", "", *lines] if lines else []
+def listed(title, pairs):
+    """Returns a list of pairs of what happened and where, the same with all of its places."""
+    places = collections.defaultdict(list)
+    for what, where in pairs:
+        places[what].append(where)
+    lines = [f"- {what}; on {', '.join(where)}" for what, where in places.items()]
+    return ["", f"{title}:", "", *lines] if lines else []
 
 
 def never_run(runs):
     """Returns the tests that each run has skipped, alone or with their whole program."""
     tests = [test for run in runs for test in run.tests()]
-    ran = {(program, case) for program, case, result in tests if result.verdict != SKIP}
-    with_cases = {program for program, case, _ in tests if case}
-    never = {(program, case) for program, case, _ in tests} - ran
-    return [
-        f"{program} {case}".strip()
-        for program, case in sorted(never)
-        if case or program not in with_cases
-    ]
+    ran = {name for name, result in tests if result.verdict != SKIP}
+    with_cases = {name.split()[0] for name, _ in tests if " " in name}
+    return sorted({name for name, _ in tests} - ran - with_cases)
 
 
 def report(runs, whole):
@@ -127,11 +85,19 @@ def report(runs, whole):
     A test that nothing runs is an error, but only the whole matrix can tell.
     """
     never = never_run(runs)
-    lines = table(runs) + failed(runs) + skipped(runs)
+    skipped = [
+        (f"{name}: {result.reason or 'no reason given'}", run.place)
+        for run in runs
+        for name, result in run.tests()
+        if result.verdict == SKIP
+    ]
+    lines = table(runs)
+    lines += listed("Failed", [(text, run.place) for run in runs for text in run.wrong])
+    lines += listed("Skipped", skipped)
     if never:
         who = "every machine, which is an error" if whole else "every machine that was asked"
         lines += ["", f"Skipped by {who}:", "", *(f"- {test}" for test in never)]
-    verdicts = collections.Counter(result.verdict for run in runs for *_, result in run.tests())
+    verdicts = collections.Counter(result.verdict for run in runs for _, result in run.tests())
     lines += [
         "",
         f"{len(runs)} runs, {sum(not run.wrong for run in runs)} without a failure;"

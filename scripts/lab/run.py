@@ -9,14 +9,20 @@ are named after --, or in all: see Documentation/vmm.md.
 
 With --matrix they run on each machine with each page size, or on those that
 --machine and --pages name, and a table in Markdown shows what they found.
+
+With --here they run on this arm64 host or board as it is, with the benchmark, and
+leave a file to send back: 'scripts/run --here', or on a small board with an archive
+of the programs that 'scripts/run --here --pack FILE' has made on another machine.
 """
 
 import argparse
+import pathlib
 import re
 import shlex
 import time
 
 import config
+import here
 import kernel
 import ktap
 import machine
@@ -177,6 +183,14 @@ def program():
     parser.add_argument(
         "--vmm", choices=vmm.TRIALS, help="restore or migrate a Linux guest by the example VMM"
     )
+    parser.add_argument(
+        "--here", action="store_true", help="run on this arm64 machine as it is, as root"
+    )
+    parser.add_argument("--pack", metavar="FILE", help="with --here: only make the archive")
+    parser.add_argument("--archive", metavar="FILE", help="with --here: what --pack has made")
+    parser.add_argument(
+        "--full", action="store_true", help="with --here: all tests and figures, not just a minute's"
+    )
     parser.add_argument("command", nargs="*", help="what to run on the machine, after --")
     args = parser.parse_args()
     if args.matrix and (args.shell or args.command):
@@ -184,6 +198,10 @@ def program():
     if args.vmm and (args.matrix or args.shell):
         parser.error("--vmm runs a trial: leave out --matrix and --shell")
 
+    if args.here and args.pack:
+        return here.pack(pathlib.Path(args.pack).absolute(), args.jobs)
+    if args.here:
+        return here.run(args.archive, ["--full"] if args.full else [])
     source = user_tree.user_tree(args.tree) if args.tree else tree.ready()
     if args.config_diff:
         return show_differences(args, source)

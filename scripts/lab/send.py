@@ -7,8 +7,7 @@ with /bin/false where it would look for a mail server.
 
 import dataclasses
 import email
-import email.header
-import email.utils
+import email.policy
 import mailbox
 import pathlib
 import re
@@ -48,27 +47,16 @@ BASE = "base-commit: ${base_commit}\n"
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """What is sent: all patches of a folder, or those of a part, which are on the ones before."""
+    """What is sent: all patches of a folder, or those of a part, which are on the ones before. It
+    has a b4 branch of its own, and a branch that this is on."""
 
     name: str
     cover: pathlib.Path
     before: list
     patches: list
 
-    @property
-    def branch(self):
-        """Returns the b4 branch that has it."""
-        return "b4/kvm-userfault" + (f"-{self.name}" if self.name else "")
-
-    @property
-    def base(self):
-        """Returns the branch that it is on."""
-        return f"base-of-{self.name}" if self.name else "base"
-
-    @property
-    def mails(self):
-        """Returns the folder where its mails go by default."""
-        return MAILS / self.name if self.name else MAILS
+    branch = property(lambda self: "b4/kvm-userfault" + (f"-{self.name}" if self.name else ""))
+    base = property(lambda self: f"base-of-{self.name}" if self.name else "base")
 
 
 def choose(folder, name):
@@ -190,13 +178,6 @@ def prove(series, mails, env):
     kgit.git("checkout", "--quiet", series.branch, tree=CLONE)
 
 
-def recipients(mail, name):
-    """Returns the people and lists in a mail's To or Cc."""
-    header = email.message_from_bytes(mail.read_bytes())[name] or ""
-    words = str(email.header.make_header(email.header.decode_header(header)))
-    return [person or address for person, address in email.utils.getaddresses([words])]
-
-
 def dry_run(source=None, folder=None, part=None):
     """Writes the mails, proves them, and returns 1 where checkpatch has a remark."""
     if not source:
@@ -207,7 +188,7 @@ def dry_run(source=None, folder=None, part=None):
     series = choose(source, part)
     if not series.cover.exists():
         raise LabError(f"{series.cover} is missing: it is the cover letter of this part")
-    folder = pathlib.Path(folder or series.mails).absolute()
+    folder = pathlib.Path(folder or MAILS / series.name).absolute()
     identity = sign.author(patches.cover_file(source))
     if identity == kgit.ROLE:
         say("these patches are not signed: 'scripts/series sign' makes them yours")
@@ -228,9 +209,9 @@ def dry_run(source=None, folder=None, part=None):
 
 def report(source, mails, remarks, identity):
     """Shows what would be sent."""
+    first = email.message_from_bytes(mails[0].read_bytes(), policy=email.policy.default)
     for name in ("To", "Cc"):
-        found = ", ".join(recipients(mails[0], name))
-        print(textwrap.fill(f"{name}: {found}", 96, subsequent_indent="    "))
+        print(textwrap.fill(f"{name}: {first[name] or ''}", 96, subsequent_indent="    "))
     for line in remarks:
         print(f"checkpatch: {line}")
     print(f"{len(mails)} mails from {source} are in {mails[0].parent}.")

@@ -3,9 +3,11 @@
 prepares it for the mailing lists."""
 
 import argparse
+import itertools
 import subprocess
 import sys
 
+import checkpatch
 import ends
 import export
 import kgit
@@ -40,19 +42,19 @@ def export_patches(_):
 
 
 def check_each_patch():
-    """Checks each patch and each part's end in each way, shows it and returns an exit code."""
-    subjects = [subject for _, subject in steps.commits()]
-    results = {}
-    for number, column, wrong in steps.check_each():
-        results[number, column] = wrong
-        print(f"{'FAIL' if wrong else 'ok':4}  {column:10}  {subjects[number]}", flush=True)
-        for line in wrong:
-            print(line, flush=True)
-    print("\n".join(["", *steps.table(results)]), flush=True)
-    for name, variant, look in ends.check_each():
-        wrong = results[name, variant] = steps.attempt(look)
-        print("\n".join([f"{'FAIL' if wrong else 'ok':4}  {variant:10}  end of part {name}", *wrong]))
-    return 1 if any(results.values()) else 0
+    """Checks each patch and each part's end in each way and shows it; returns an exit code."""
+    bad, patch = 0, checkpatch.remarks(kgit.TREE, patches.patch_files())
+    found = itertools.chain(
+        [("checkpatch", "all patches", patch)],
+        steps.check_each(),
+        ((variant, f"end of part {name}", steps.attempt(look))
+         for name, variant, look in ends.check_each()),
+    )  # fmt: skip
+    for how, what, wrong in found:
+        bad += bool(wrong)
+        print("\n".join([f"{'FAIL' if wrong else 'ok':4}  {how:10}  {what}", *wrong]), flush=True)
+    print(f"{bad} failed")
+    return 1 if bad else 0
 
 
 @lock("linux")
@@ -98,7 +100,7 @@ def send_patches(args):
 def follow_base(args):
     """Tries the series on what its base has become."""
     with lock("linux"):
-        code, exported = track.track(args.remote, args.branch, args.dry_run)
+        code, exported = track.track(args.remote, args.branch, args.debian, args.dry_run)
     if not exported or args.no_test:
         return code
     return subprocess.run([sys.executable, LAB / "test.py"], check=False).returncode
@@ -124,6 +126,7 @@ def program():
     one = command(follow_base, "track", "try the series on the newest base, and export it there")
     one.add_argument("--remote", metavar="URL", help="default: what patches/base names")
     one.add_argument("--branch", help="default: what patches/base names")
+    one.add_argument("--debian", metavar="RELEASE", help="a source package of Debian, as 7.3-rc7")
     one.add_argument("--dry-run", action="store_true", help="only say what would become of it")
     one.add_argument("--no-test", action="store_true", help="leave out scripts/test afterwards")
     one = command(sign_patches, "sign", "copy the series with you as its author, signed off by you")

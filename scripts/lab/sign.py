@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Signs the series: a copy of patches/ with a submitter as its author."""
+"""Signs the series: a copy of patches/ with a submitter in the place of the role."""
 
 import email
 import email.header
@@ -17,7 +17,7 @@ import kgit
 import mirrors
 import parts
 import patches
-from common import CACHE, REPO, LabError, read_fields
+from common import CACHE, REPO, LabError, output, read_fields
 
 SIGNED = CACHE / "signed"
 # Says which patches a folder is the signed copy of.
@@ -56,55 +56,38 @@ def submitter():
 
 def author(path):
     """Returns name and address in the From of a patch or cover letter."""
-    message = email.message_from_bytes(path.read_bytes())
+    message = email.message_from_string(path.read_text())
     words = str(email.header.make_header(email.header.decode_header(message["From"])))
     return email.utils.parseaddr(words)
 
 
-def with_maintainer(text, title, identity):
-    """Returns MAINTAINERS with a person in the entry of a title, in the place of the role."""
+def as_person(text, identity):
+    """Returns a patch, a cover letter or an entry with a person in the place of the role."""
     name, address = identity
-    if re.search(r'[().,:;"@]', name):
-        name = '"' + name.replace('"', "") + '"'
-    entry, line = re.escape(title), f"M:\t{name} <{address}>\n"
-    role = re.escape("M:\t{} <{}>\n".format(*kgit.ROLE))
-    place = rf"^({entry}\n)(?:{role}|(?!M:))"
-    return re.sub(place, lambda match: match[1] + line, text, flags=re.MULTILINE)
+    # In MAINTAINERS a name with such characters is quoted.
+    entry = '"{}"'.format(name.replace('"', "")) if re.search(r'[().,:;"@]', name) else name
+    role = re.escape("{} <{}>".format(*kgit.ROLE))
+    text = re.sub(rf"(?<=M:\t){role}", lambda _: f"{entry} <{address}>", text)
+    return text.replace(kgit.ROLE[1], address).replace(kgit.ROLE[0], name)
 
 
-def sign_patch(scratch, path, title, identity):
-    """Applies and signs a patch, and puts the submitter where the role was."""
-    kgit.am(scratch, [path], "--signoff", identity=identity)
-    maintainers = pathlib.Path(scratch) / "MAINTAINERS"
-    if maintainers.exists():
-        maintainers.write_text(with_maintainer(maintainers.read_text(), title, identity))
-    date = kgit.git("log", "-1", "--format=%aI", tree=scratch)
-    words = ["commit", "--quiet", "--all", "--amend", "--no-edit"]
-    # The work of another person stays that person's.
-    words += ["--reset-author"] if author(path) == kgit.ROLE else []
-    kgit.git(*words, tree=scratch, date=date, identity=identity)
-
-
-def sign(output=None):
+def sign(folder=None):
     """Writes a signed copy of patches/ and returns (folder, submitter, checkpatch's remarks)."""
     identity = submitter()
-    folder = pathlib.Path(output or SIGNED).absolute()
+    folder = pathlib.Path(folder or SIGNED).absolute()
     if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
         raise LabError(f"{folder} is not empty and not a signed series; name another folder")
     wrong = export.check()
     if wrong:
         raise LabError("\n".join([*wrong, "nothing is signed: make these agree first"]))
-    snippet = (REPO / mirrors.SNIPPET).read_text()
-    title = snippet.partition("\n")[0]
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        export.copy_base(scratch)
-        for path in patches.patch_files():
-            sign_patch(scratch, path, title, identity)
-        new = pathlib.Path(scratch) / ".git" / "signed"
-        patches.format_patches(new, scratch, identity)
-        (new / mirrors.SNIPPET).write_text(with_maintainer(snippet, title, identity))
-        for path in parts.files():
-            shutil.copy(path, new)
+        new = pathlib.Path(scratch)
+        files = [*patches.patch_files(), patches.cover_file(), *parts.files()]
+        for path in [*files, REPO / mirrors.SNIPPET]:
+            (new / path.name).write_text(as_person(path.read_text(), identity))
+        trailer = "Signed-off-by: {} <{}>".format(*identity)
+        words = ["git", "interpret-trailers", "--in-place", "--trailer", trailer]
+        output([*words, *patches.patch_files(new)], env=kgit.environment())
         (new / STATE).write_text(f"patches: {state()}\n")
         remarks = checkpatch.remarks(kgit.TREE, patches.patch_files(new), signed=True)
         unsigned = [line for line in remarks if re.search(r"sign(ed)?-off", line, re.IGNORECASE)]

@@ -15,8 +15,10 @@ import checkpatch
 import config
 import ends
 import export
+import here
 import kernel
 import kgit
+import ktap_cases
 import mirrors
 import models
 import mutants
@@ -258,6 +260,10 @@ def program():
     source = tree.ready()
     check("patches apply, mirrored folders agree", series_check)
     check("Rust is formatted", lambda: rustfmt(source))
+    check(
+        "the selftests' runner tells cases apart that fail, hang, skip and crash on purpose",
+        lambda: "\n".join(ktap_cases.wrong(ktap_cases.report(source))),
+    )
     check("the core agrees with the oracle", lambda: Passed(oracle.compare(source)))
     check("mutants fit the series, and name cases that are there", lambda: mutants_fit(source))
     check("patches pass checkpatch --strict", lambda: checkpatch_remarks(source))
@@ -288,6 +294,11 @@ def program():
         for name in machines:
             text = f"the suite passes on {name}, {variant} kernel"
             check(text, lambda: selftests(name, build(variant), initrd()))
+    name = RUN["4k"][-1]
+    check(
+        f"programs that were packed run on a machine as it is, {name}",
+        lambda: "\n".join(here.check(name, build("4k"), args.jobs)),
+    )
     check("the example VMM passes its own tests", vmm.checks)
     for name in VMM_MACHINES:
         text = f"Linux is restored and migrated on demand on {name}"

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Follows the base: tries the series on a newer one, and exports it there."""
+"""Follows the base: tries the series on a newer one, and exports it there.
+
+git does the work: merge-tree moves a patch by a three-way merge without a work tree,
+range-diff shows what became of it, rebase with rerere is for what needs a hand.
+"""
 
 import dataclasses
 import os
 import re
 import subprocess
+import tempfile
 
 import base
 import export
 import kgit
 import patches
-import rebase
 import tree
-from common import LabError, read_fields, say, step
+from common import LabError, output, read_fields, say, step
 
 # The base that was found last, until the series is exported on it.
 NEW = "refs/kvm-userfault/new-base"
 # The branch that keeps the series as it was on the old base.
 BEFORE = "before-track"
-# How many lines of a change, or commits, a report shows.
-SHOWN = 12
 
 
 @dataclasses.dataclass
@@ -34,10 +36,15 @@ class Found:
         """Returns what to call it."""
         return self.fields["release"]
 
-    @property
-    def has_history(self):
-        """Says whether it comes with commits that tell what changed."""
-        return bool(kgit.git("log", "-1", "--format=%p", self.commit))
+
+@dataclasses.dataclass
+class Moved:
+    """What became of a patch."""
+
+    commit: str
+    subject: str
+    state: str  # "ok", the folder of the variant that was taken, or "CONFLICT"
+    conflicts: list
 
 
 def pending_file():
@@ -47,11 +54,12 @@ def pending_file():
 
 def remember(commit, fields):
     """Describes a base and keeps it for a run that follows a rebase by hand."""
+    if not kgit.git("ls-tree", commit, "--", "virt/kvm/kvm_main.c"):
+        raise LabError(f"{commit} is not a kernel source tree")
     text = kgit.git("show", f"{commit}:Makefile")
     parts = dict(re.findall(r"^([A-Z]+) = *(\S*)$", text, re.MULTILINE))
     names = ("VERSION", "PATCHLEVEL", "SUBLEVEL", "EXTRAVERSION")
     version, patch, sub, extra = (parts.get(name, "") for name in names)
-    fields = {key: value for key, value in fields.items() if value}
     fields["release"] = f"{version}.{patch}" + (f".{sub}" if sub != "0" else "") + extra
     fields["tree"] = kgit.git("rev-parse", f"{commit}^{{tree}}")
     base.pin(fields, pending_file())
@@ -75,69 +83,32 @@ def on_another_base():
     return bool(rebased_by_hand()) or not kgit.is_ancestor("base", kgit.BRANCH)
 
 
-def listed(remote, *refs):
-    """Returns which refs a remote has, or nothing where it cannot be reached."""
-    command = ["git", "ls-remote", remote, *refs]
+def from_remote(remote, branch):
+    """Returns the branch of a remote, or of a repository on this machine, as a base."""
+    pin = base.pinned()
+    where, branch = remote or pin["remote"], branch or pin["branch"]
+    is_local = os.path.isdir(where)
+    # The objects of a clone that is here cost nothing; of others its newest commit is enough.
+    words = ["fetch", "--quiet", "--no-tags", *([] if is_local else ["--depth=1"])]
+    words += ["--update-shallow", os.path.abspath(where) if is_local else where, branch]
     env = kgit.environment() | {"GIT_TERMINAL_PROMPT": "0"}
     try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=60, env=env
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return re.findall(r"\S+$", result.stdout, re.MULTILINE) if result.returncode == 0 else None
+        step(f"fetching {branch} of {where}", ["git", "-C", kgit.TREE, *words], "fetch", env=env)
+    except LabError as error:
+        raise LabError(
+            f"git cannot fetch {branch} of {where}: {str(error).splitlines()[-1]}\nName a repository"
+            " that can be read with --remote, or a source package of Debian with --debian."
+        ) from None
+    commit = kgit.git("rev-parse", "FETCH_HEAD")
+    # Where a user's own clone is is nobody else's business.
+    named = (pin["remote"], pin["branch"]) if is_local else (where, branch)
+    return remember(commit, {"commit": commit, "remote": named[0], "branch": named[1]})
 
 
-def fetch(remote, branch, tag):
-    """Fetches a branch, with its history since a tag if the remote has that, and returns it."""
-
-    def git_fetch(*options):
-        """Fetches the branch as far as the options say."""
-        words = ["git", "-C", kgit.TREE, "fetch", "--quiet", "--no-tags", "--force", *options]
-        words += ["--update-shallow", remote, f"refs/heads/{branch}:{NEW}"]
-        step(f"fetching {branch} of {remote}", words, "fetch", env=kgit.environment())
-
-    try:
-        git_fetch(*([f"--shallow-exclude={tag}"] if tag else []))
-        if tag:
-            # The first commits after the tag are told apart from it only with their parents.
-            git_fetch("--deepen=1")
-    except LabError:
-        if not tag:
-            raise
-        say(f"{branch} has nothing since {tag}, taking all of it")
-        git_fetch()
-    return kgit.git("rev-parse", NEW)
-
-
-def from_remote(remote, branch):
-    """Returns the branch of a remote as a base, or nothing where there is no network."""
+def from_debian(release):
+    """Returns Debian's source package of a release as a base."""
     pin = base.pinned()
-    where, branch = (remote or pin["remote"]).removeprefix("file://"), branch or pin["branch"]
-    is_local = os.path.isdir(where)
-    where = os.path.abspath(where) if is_local else where
-    tag = "v" + re.sub(r"^(\d+\.\d+)\.\d+$", r"\1", pin["release"])
-    refs = listed(where, f"refs/heads/{branch}", f"refs/tags/{tag}")
-    if refs is None and remote:
-        raise LabError(f"git cannot read {where}: is it a git repository, and the network there?")
-    if refs is None:
-        return None
-    if f"refs/heads/{branch}" not in refs:
-        raise LabError(f"{where} has no branch {branch}; name another with --branch")
-    commit = fetch(where, branch, tag if f"refs/tags/{tag}" in refs else None)
-    if not rebase.exists(commit, "virt/kvm/kvm_main.c"):
-        raise LabError(f"branch {branch} of {where} is not a kernel source tree")
-    if is_local:
-        where, branch = pin["remote"], pin["branch"]
-    return remember(commit, {"commit": commit, "remote": where, "branch": branch})
-
-
-def from_debian():
-    """Returns Debian's newest kernel source as a base if it is newer, or nothing."""
-    pin = base.pinned()
-    name, version, options = base.newest()
-    if base.release_key(version) <= base.release_key(pin["release"]):
-        return None
+    name, version, options = base.find(release)
     package = base.SOURCES / f"{name}_{version}.deb"
     base.download(name, version, package, *options)
     source = {"package": name, "version": version, "sha256": base.sha256(package)}
@@ -145,34 +116,50 @@ def from_debian():
     return remember(commit, source | {key: pin[key] for key in ("remote", "branch")})
 
 
-def shown(lines):
-    """Returns the first of some lines, and how many there are more."""
-    more = [f"... {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return [*lines[:SHOWN], *more]
+def merge(commit, onto, *options):
+    """Merges a commit's changes into another commit and returns (tree, conflicts in words)."""
+    words = ["merge-tree", "--write-tree", "--name-only", f"--merge-base={commit}^", *options]
+    command = ["git", "-C", str(kgit.TREE), *words, onto, commit]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=kgit.environment()
+    )
+    if done.returncode > 1:
+        raise LabError(f"git merge-tree failed: {done.stderr.strip()}")
+    return done.stdout.split("\n", 1)[0], re.findall(r"^CONFLICT.*", done.stdout, re.MULTILINE)
 
 
-def describe(collision, found):
-    """Returns lines that say which hunk needs a hand, and why."""
-    lines = [f"{collision.path} {collision.hunk}".rstrip()]
-    if collision.why:
-        return [*lines, f"  {collision.why}"]
-    lines += ["  the patch:", *(f"    {line}" for line in shown(collision.ours))]
-    lines.append(f"  {found.name}, against {base.pinned()['release']}:")
-    lines += [f"    {line}" for line in shown(collision.theirs)]
-    lines.append("  commits that did that:")
-    commits = collision.commits if found.has_history else ["not known, this source has no history"]
-    return [*lines, *(f"    {line}" for line in shown(commits))]
+def variant(subject, onto):
+    """Returns the first variant of a patch that applies, as (folder, tree), or nothing."""
+    for path in patches.variants():
+        if kgit.subject(path.read_text()) != subject:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            index = f"{scratch}/index"
+            kgit.git("read-tree", onto, index=index)
+            try:
+                kgit.git("apply", "--cached", "--3way", path, index=index)
+            except LabError:
+                continue
+            return path.parent.name, kgit.git("write-tree", index=index)
+    return None
 
 
-def report(results, found):
-    """Shows what becomes of each patch, and returns the collisions with the patch's number."""
-    collisions = []
-    for number, result in enumerate(results, 1):
-        print(f"{result.state:9} {number:2} {result.subject}")
-        for collision in result.collisions:
-            collisions.append((number, collision))
-            print("\n".join(f"             {line}" for line in describe(collision, found)))
-    return collisions
+def rebase(commits, onto):
+    """Moves commits to another base and yields what became of each. What conflicts is resolved in
+    the patch's favour, so that the patches after it meet what it does."""
+    for commit in commits:
+        about = kgit.git("log", "-1", "--format=%an%n%ae%n%aI%n%s", commit)
+        name, email, date, subject = about.split("\n")
+        content, conflicts = merge(commit, onto)
+        state, other = "CONFLICT" if conflicts else "ok", conflicts and variant(subject, onto)
+        if other:
+            (state, content), conflicts = other, []
+        elif conflicts:
+            content, _ = merge(commit, onto, "-X", "theirs")
+        message = kgit.git("log", "-1", "--format=%B", commit)
+        words = ["commit-tree", content, "-p", onto, "-m", message]
+        onto = kgit.git(*words, date=date, author=(name, email))
+        yield Moved(onto, subject, state, conflicts)
 
 
 def move(found, commit):
@@ -187,13 +174,11 @@ def move(found, commit):
         f"exported {count} patches on {found.name}; branch {BEFORE} of {kgit.TREE} is the series"
         f" as it was on {old}"
     )
-    if "commit" in found.fields:
-        say(f"others can make this base as long as {found.fields['remote']} has {found.commit}")
     if old != found.name and old in patches.cover_file().read_text():
         say(f"the cover letter speaks of {old}: see what of it is still so")
 
 
-def track(remote=None, branch=None, dry_run=False):
+def track(remote=None, branch=None, debian=None, dry_run=False):
     """Tries the series on its base of today; returns (exit code, whether it was exported)."""
     found = rebased_by_hand()
     if not found:
@@ -201,13 +186,7 @@ def track(remote=None, branch=None, dry_run=False):
         wrong = export.check()
         if wrong:
             raise LabError("\n".join([*wrong, "nothing was tried: make these agree first"]))
-        found = from_remote(remote, branch)
-    if not found:
-        say(f"no network to {base.pinned()['remote']}: looking for a kernel source of Debian")
-        found = from_debian()
-    if not found:
-        print(f"Debian has no kernel source newer than {base.pinned()['release']}")
-        return 0, False
+        found = from_debian(debian) if debian else from_remote(remote, branch)
 
     first = found.commit
     if not kgit.is_ancestor(found.commit, kgit.BRANCH):
@@ -215,22 +194,23 @@ def track(remote=None, branch=None, dry_run=False):
         kgit.git("branch", "--force", BEFORE, kgit.BRANCH)
     commits = kgit.git("rev-list", "--reverse", f"{first}..{kgit.BRANCH}").split()
     print(f"base {base.pinned()['release']} -> {found.name} ({found.commit[:12]})", flush=True)
-    moved = list(rebase.rebase(commits, rebase.Bases("base", found.commit, found.name)))
-    collisions = report([result for _, result in moved], found)
-    if collisions:
-        number, collision = collisions[0]
+    moved = list(rebase(commits, found.commit))
+    for number, patch in enumerate(moved, 1):
+        lines = [f"{patch.state:9} {number:2} {patch.subject}", *patch.conflicts]
+        print("\n             ".join(lines))
+    if any(patch.conflicts for patch in moved):
         print(
-            f"hunks that need a hand on {found.name}: {len(collisions)}\n"
-            f"the first conflict: patch {number}, {collision.path} {collision.hunk}\n"
-            f"Resolve them with 'git -C {kgit.TREE} rebase --onto {NEW} base {kgit.BRANCH}',"
+            f"Resolve these with 'git -C {kgit.TREE} rebase --onto {NEW} base {kgit.BRANCH}',"
             " then run this again."
         )
         return 1, False
+    ranges = [f"{first}..{kgit.BRANCH}", f"{found.commit}..{moved[-1].commit}"]
+    print(output(["git", "-C", kgit.TREE, "range-diff", *ranges], env=kgit.environment()))
     if found.fields["tree"] == base.pinned()["tree"]:
         print(f"{len(moved)} patches apply to {found.name}, the base that patches/base names")
         return 0, False
     if dry_run:
         print(f"{len(moved)} patches can be exported on {found.name}")
         return 0, False
-    move(found, moved[-1][0])
+    move(found, moved[-1].commit)
     return 0, True

@@ -58,6 +58,8 @@ def make_base(force=False):
     kgit.git("init", "--quiet", "--initial-branch=base")
     for key, value in zip(("user.name", "user.email"), kgit.ROLE):
         kgit.git("config", key, value)
+    # Conflicts that were resolved once are resolved alike the next time.
+    kgit.git("config", "rerere.enabled", "true")
     pin = base.pinned()
     if "commit" in pin:
         commit = fetch_commit(pin["remote"], pin["commit"])

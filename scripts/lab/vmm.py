@@ -64,7 +64,7 @@ def cargo(what, *words, log="vmm"):
 def binaries():
     """Builds the VMM and its guest's program, and returns where they are."""
     cargo(
-        "building the example VMM (2 minutes, seconds if little has changed)",
+        "building the example VMM",
         *("build", "--locked", "--release", "--target", TARGET),
     )
     return HOME / "target" / TARGET / "release"

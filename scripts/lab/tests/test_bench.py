@@ -1,20 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """How the benchmark's output is read, compared and drawn."""
 
+import pathlib
+import tempfile
 import unittest
 import xml.etree.ElementTree
 
 import bench
-import plot
 import report
 
 OUTPUT = """\
 TAP version 13
-# bench: name=fault  vcpus=1 slot_pages=16384 marked=0   value=4800.5  unit=ns/page
+# bench: hypercall is not counted: no such file
+# bench: name=fault  vcpus=1 slots=1 slot_pages=16384 marked=0   value=4800.5  unit=ns/page
 ok 1 fault
-# bench: name=enable vcpus=1 slot_pages=16384 marked=50  value=8400000.0 unit=ns
-# bench: name=enable vcpus=1 slot_pages=16384 marked=50 event=mmu-lock value=1.0 unit=events
+# bench: name=enable vcpus=1 slots=1 slot_pages=16384 marked=50  value=8400000.0 unit=ns
+# bench: name=enable vcpus=1 slots=1 slot_pages=16384 marked=50 event=mmu-lock value=1.0 unit=events
 """.splitlines()
+ABOUT = {
+    "command": "scripts/bench",
+    "emulator": "QEMU",
+    "hz": "250",
+    "kernels": {"base": "Linux", "core": "one", "helper": "two"},
+}
+
+
+def figure(name, value, event="", **fields):
+    """Returns a figure with what it is usually of."""
+    known = {"vcpus": 1, "slots": 1, "slot_pages": 16384, "marked": 0, "unit": "ns"} | fields
+    return bench.Figure(name=name, value=value, event=event, **known)
+
+
+def results():
+    """Returns results that have something in each table."""
+    figures = [figure("enable", 30 + share, marked=share) for share in report.SHARES]
+    figures += [figure("touch", 10, marked=share) for share in report.SHARES]
+    names = "flush flush-touch fault userfault-exit mmio-exit userfault-page unmarked-block"
+    figures += [figure(name, 20) for name in names.split()]
+    figures += [figure(name, 100, vcpus=n) for name in report.DEMAND.values() for n in (1, 2, 4, 8)]
+    events = [figure("enable", 3, event="tlb-range", marked=share) for share in (0, 1)]
+    times = [
+        figure("toggle-set", 2e6, event=event, slots=1, vcpus=8) for event in ("p50", "p99")
+    ]
+    return {
+        "n1": {
+            "instructions": {"core": figures, "helper": figures},
+            "events": {"core": events, "helper": events},
+            "toggles": {"helper": times},
+        }
+    }
 
 
 class Output(unittest.TestCase):
@@ -23,23 +57,29 @@ class Output(unittest.TestCase):
     def test_figures(self):
         """Each figure is read with all that it is about."""
         fault, enable, lock = bench.parse(OUTPUT)
-        self.assertEqual(fault, bench.Figure("fault", 1, 16384, 0, "", 4800.5, "ns/page"))
+        self.assertEqual(fault, bench.Figure("fault", 1, 1, 16384, 0, "", 4800.5, "ns/page"))
         self.assertEqual((enable.marked, enable.value), (50, 8400000))
         self.assertEqual((lock.event, lock.value), ("mmu-lock", 1))
 
-    def test_sum_and_ratio(self):
-        """A row adds figures, and divides them by another."""
-        figures = [
-            bench.Figure(name, 1, 16384, 0, "", value, "ns")
-            for name, value in (("enable", 30), ("touch", 10), ("mmio-exit", 50))
-        ]
-        self.assertEqual(report.Row("", ("enable", "touch"), marked=0).value(figures), 40)
-        self.assertEqual(report.Row("", ("enable", "touch"), "mmio-exit").value(figures), 0.8)
-        self.assertIsNone(report.Row("", ("enable", "disable")).value(figures))
+    def test_every_case_is_there(self):
+        """What is to be run is what the program has."""
+        text = (bench.PROGRAMS / "userfault_bench.rs").read_text()
+        cases = text.partition("cases: [")[2].partition("]")[0].replace(",", "").split()
+        asked = {case for kinds in bench.MACHINES.values() for kind in kinds.values()
+                 for case in kind.cases.split()}  # fmt: skip
+        self.assertEqual(asked, set(cases))
 
 
 class Report(unittest.TestCase):
     """What is written."""
+
+    def test_sum_and_ratio(self):
+        """A row adds figures, and divides them by another."""
+        figures = [figure("enable", 30), figure("touch", 10), figure("flush", 50)]
+        both = report.Row("", ("enable", "touch"), wanted={"marked": 0})
+        self.assertEqual(both.value(figures), 40)
+        self.assertEqual(report.Row("", ("enable", "touch"), ("flush",)).value(figures), 0.8)
+        self.assertIsNone(report.Row("", ("enable", "disable")).value(figures))
 
     def test_numbers(self):
         """Numbers are short, and exact where that matters."""
@@ -47,14 +87,36 @@ class Report(unittest.TestCase):
         for value, text in numbers.items():
             self.assertEqual(report.number(value), text)
 
-    def test_picture(self):
-        """The picture is XML, and has a title and a legend a chart."""
-        lines = plot.Panel("Enable <all>", "x", "y", {"a": [(1, 10), (4, 1000)]}, logarithmic=True)
-        bars = plot.Panel("Exits", "x", "y", {"a": [1.5, None]}, ["one", "two"], mark=1)
-        root = xml.etree.ElementTree.fromstring(plot.svg([lines, bars], 2))
-        words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-        for word in ("Enable <all>", "Exits", "a", "one", "1.500", "1 k"):
-            self.assertIn(word, words)
+    def test_kernels_side_by_side(self):
+        """A cell has one number where kernels agree."""
+        self.assertEqual(report.cell([1, 1]), "1")
+        self.assertEqual(report.cell([None, 1, 65]), "– · 1 · 65")
+
+    def test_page(self):
+        """The page says first what the figures mean, and has all tables."""
+        text = report.page(results(), ABOUT, True)
+        counted, toggled = "| enable, 1 % marked | 3 |", "| set, slots: 1 |  |  | 2.00 / 2.00 |"
+        meaning = ("**An enable** of 64 MiB", "**A toggle waits**", "HZ=250", "bench.svg")
+        for words in (*meaning, counted, toggled):
+            self.assertIn(words, text)
+        self.assertLess(text.index("Paging on demand"), text.index("Made by"))
+
+    def test_little_to_say(self):
+        """Where figures are missing there are fewer sentences and tables, and no picture."""
+        little = {"max": {"instructions": {"helper": [figure("fault", 5)]}}}
+        self.assertNotIn("**", report.page(little, ABOUT, False))
+        self.assertEqual(report.picture(little), "")
+
+    def test_files(self):
+        """The picture is XML with a title a chart; the other files are there."""
+        with tempfile.TemporaryDirectory() as scratch:
+            written = report.write(pathlib.Path(scratch, "new"), results(), ABOUT)
+            names = [path.name for path in written]
+            self.assertEqual(names, ["bench.md", "bench.json", "bench.svg"])
+            root = xml.etree.ElementTree.parse(written[-1]).getroot()
+            text = " ".join(root.itertext())
+        for words in ("paging on demand", "with the helper", "userfaultfd MISSING"):
+            self.assertIn(words, text)
 
 
 if __name__ == "__main__":

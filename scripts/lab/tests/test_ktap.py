@@ -47,22 +47,17 @@ class Report(unittest.TestCase):
         self.programs = ktap.parse(REPORT)
 
     def test_programs(self):
-        """Each program has its verdict, and its reason from wherever it was given."""
+        """Each program has its verdict, its reason from wherever it was given, and its own cases;
+        what a test quotes is none."""
+        found = [(one.name, one.verdict, one.reason) for one in self.programs]
+        found += [(one.name, one.verdict, one.reason) for one in self.programs[1].cases]
         self.assertEqual(
-            [(program.name, program.verdict, program.reason) for program in self.programs],
+            found,
             [
                 ("kvm_arm64_userfault", ktap.FAIL, ""),
                 ("userfault_exits", ktap.FAIL, "exit=1"),
                 ("userfault_nested", ktap.SKIP, "guests have no EL2 here"),
                 ("userfault_rearm", ktap.FAIL, "TIMEOUT 120 seconds"),
-            ],
-        )
-
-    def test_cases(self):
-        """Cases are those of their program, and what a test quotes is none."""
-        self.assertEqual(
-            [(case.name, case.verdict, case.reason) for case in self.programs[1].cases],
-            [
                 ("store_exits", ktap.SKIP, "no stores: here"),
                 ("marked_page_exits", ktap.FAIL, ""),
             ],
@@ -83,13 +78,10 @@ class Report(unittest.TestCase):
         self.assertEqual(mutants.failed_cases(REPORT, "vhe", "4k"), failed)
 
     def test_splat(self):
-        """What the kernel finds wrong with itself is a failure of the run."""
+        """What the kernel finds wrong with itself is a failure; what only looks like one is not."""
         splat = "WARNING: arch/arm64/kvm/mmu.c:1 at kvm_handle_guest_abort"
-        self.assertEqual(run.failures([splat]), [splat])
-
-    def test_no_failure(self):
-        """Lines that only look like failures are none."""
-        self.assertEqual(run.failures(["ok 1 not ok 2", "# this is not ok", "ok 3 done"]), [])
+        lines = [splat, "ok 1 not ok 2", "# this is not ok", "ok 3 done"]
+        self.assertEqual(run.failures(lines), [splat])
 
 
 class Console(unittest.TestCase):
@@ -114,24 +106,18 @@ class Console(unittest.TestCase):
         died = self.lines[: self.lines.index("# ok 4 walk_of_stage_1_exits") + 1]
         self.assertEqual(run.failures(died), ["userfault_exits: did not end"])
 
-    def test_lost_case(self):
-        """A case that is announced and not reported is no success of its program."""
-        self.lines.remove("# ok 4 walk_of_stage_1_exits")
-        self.assertEqual(
-            run.problems(0, self.lines), ["userfault_exits: 8 of 9 cases on the console"]
-        )
-
-    def test_lost_suite(self):
-        """Neither KUnit nor the selftests may be missing."""
+    def test_lost(self):
+        """A case that is announced and not reported is no success; neither KUnit nor the selftests
+        may be missing; a runner that fails for no reason on the console has failed."""
         first = self.lines.index("TAP version 13")
-        self.assertEqual(
-            run.problems(0, self.lines[first:]), ["KUnit has no results of kvm_arm64_userfault"]
-        )
-        self.assertEqual(run.problems(0, self.lines[:first]), ["no selftest ran"])
-
-    def test_exit_code(self):
-        """A runner that fails for no reason on the console has failed."""
-        self.assertEqual(run.problems(2, self.lines), ["the suite ended with code 2"])
+        short = [line for line in self.lines if line != "# ok 4 walk_of_stage_1_exits"]
+        for code, lines, wrong in (
+            (0, short, "userfault_exits: 8 of 9 cases on the console"),
+            (0, self.lines[first:], "KUnit has no results of kvm_arm64_userfault"),
+            (0, self.lines[:first], "no selftest ran"),
+            (2, self.lines, "the suite ended with code 2"),
+        ):
+            self.assertEqual(run.problems(code, lines), [wrong])
 
 
 if __name__ == "__main__":

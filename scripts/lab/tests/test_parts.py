@@ -29,21 +29,19 @@ class Parts(small.Small):
         self.assertEqual(found, [parts.Part("core", 0, 2), parts.Part("entry", 2, 3)])
         self.assertEqual(parts.find("entry", SUBJECTS), parts.Part("entry", 1, 2))
 
-    def test_subject_that_is_missing(self):
-        """A part whose first patch is not there is named."""
-        text = self.wrong(small.PARTS.replace("an entry", "a line"))
-        self.assertIn("part 'entry' begins with 'MAINTAINERS: Add a line'", text)
-
-    def test_subject_that_is_there_twice(self):
-        """A subject that two patches have says nothing."""
+    def test_list(self):
+        """A list that names no patch or several, has another order, or is not there, is named."""
+        first, second = small.PARTS.splitlines(keepends=True)
+        for text, words in (
+            (small.PARTS.replace("an entry", "a line"), "begins with 'MAINTAINERS: Add a line'"),
+            (second + first, "not in the order"),
+            (second, "does not begin with the first patch"),
+        ):
+            self.assertIn(words, self.wrong(text))
         with self.assertRaisesRegex(LabError, "subject of 2 patches"):
             parts.split([*SUBJECTS, SUBJECTS[1]])
-
-    def test_order(self):
-        """Parts have the order of their patches, and no patch comes before the first."""
-        first, second = small.PARTS.splitlines(keepends=True)
-        self.assertIn("not in the order", self.wrong(second + first))
-        self.assertIn("does not begin with the first patch", self.wrong(second))
+        self.list.unlink()
+        self.assertIn("it names the parts of the series", "\n".join(export.check()))
 
     def test_covers(self):
         """Each part has a cover letter, and each cover letter a part."""
@@ -55,11 +53,6 @@ class Parts(small.Small):
                 "cover-old.txt is the cover letter of no part",
             ],
         )
-
-    def test_no_list(self):
-        """A list that is not there is an error in words."""
-        self.list.unlink()
-        self.assertIn("it names the parts of the series", "\n".join(export.check()))
 
 
 if __name__ == "__main__":

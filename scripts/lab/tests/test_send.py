@@ -4,7 +4,6 @@
 import contextlib
 import email
 import io
-import pathlib
 import sys
 import unittest
 from unittest import mock
@@ -47,15 +46,12 @@ class Send(small.Small):
         paths = sorted(self.mails.glob("*.eml"))
         return [email.message_from_bytes(path.read_bytes()) for path in paths]
 
-    def state(self):
-        """Returns what a dry run leaves alone: the tree's branches and settings, the patches."""
-        return self.git("for-each-ref"), (self.tree / ".git/config").read_text(), patches.digest()
-
-    def test_without_dry_run(self):
-        """Without --dry-run nothing is done."""
-        with self.assertRaisesRegex(LabError, "nothing here sends mail"):
-            run("send")
-        self.assertEqual(self.steps.mock_calls, [])
+    def sign(self):
+        """Signs the series."""
+        words = "Ann Person <ann@kernel.org> 1767225600 +0000"
+        self.replace(sign, CACHE=self.root, REPO=self.repo)
+        with mock.patch.dict("os.environ", KVM_USERFAULT_SUBMITTER=words):
+            run("sign")
 
     def test_again(self):
         """A second run, even if the first was killed, takes the patches as they are by then."""
@@ -73,16 +69,16 @@ class Send(small.Small):
         self.assertEqual(self.read()[0]["X-Change-ID"], first)
 
     def test_signed(self):
-        """The signed copy goes first, in the name of who signed it."""
-        words = "Ann Person <ann@kernel.org> 1767225600 +0000"
-        self.replace(sign, CACHE=self.root, REPO=self.repo)
-        with mock.patch.dict("os.environ", KVM_USERFAULT_SUBMITTER=words):
-            run("sign")
+        """The signed copy goes first, in the name of who signed it, as a whole and by parts."""
+        self.sign()
         code, text = run("send", "--dry-run")
         self.assertEqual(code, 0)
         self.assertIn("'b4 send' is yours to run", text)
         for mail in self.read():
             self.assertEqual(mail["From"], "Ann Person <ann@kernel.org>")
+        (self.patches / "cover-entry.txt").write_text("Subject: Another\n\nText\n")
+        with self.assertRaisesRegex(LabError, "signed copy of other patches"):
+            run("send", "--dry-run", "--part", "entry")
 
     def test_not_signed_by_one_patch(self):
         """A patch that is not signed, in a series that is, is remarked upon."""
@@ -108,34 +104,16 @@ class Send(small.Small):
         self.assertIn(f"\nprerequisite-patch-id: {needed}\n", mail.get_payload())
         self.assertEqual(mail.get_payload().count("prerequisite-patch-id"), 1)
 
-    def test_first_part(self):
-        """The first part needs nothing, and holds none of the others."""
-        self.assertEqual(run("send", "--dry-run", "--part", "core")[0], 0)
-        self.mails = self.mails / "core"
-        (mail,) = self.read()
-        self.assertNotIn("prerequisite", mail.get_payload())
-        self.assertIn("KVM: Add a file", mail["Subject"])
-
-    def test_unknown_part(self):
-        """A part that is not there is an error that names those that are."""
-        with self.assertRaisesRegex(LabError, "no part 'rust'; the parts are core, entry"):
-            run("send", "--dry-run", "--part", "rust")
-
-    def test_signed_part(self):
-        """The signed copy has parts and cover letters as well, and is out of date without them."""
-        words = "Ann Person <ann@kernel.org> 1767225600 +0000"
-        self.replace(sign, CACHE=self.root, REPO=self.repo)
-        with mock.patch.dict("os.environ", KVM_USERFAULT_SUBMITTER=words):
-            run("sign")
-        self.assertEqual(run("send", "--dry-run", "--part", "entry")[0], 0)
-        (self.patches / "cover-entry.txt").write_text("Subject: Another\n\nText\n")
-        with self.assertRaisesRegex(LabError, "signed copy of other patches"):
-            run("send", "--dry-run", "--part", "entry")
-
-    def test_folder_without_patches(self):
-        """A folder that holds no series is refused."""
-        with self.assertRaisesRegex(LabError, "does not hold patches"):
-            run("send", "--dry-run", "--from", pathlib.Path(self.root))
+    def test_refused(self):
+        """A part or a series that is not there, and a send without --dry-run, are errors."""
+        for words, text in (
+            (["--dry-run", "--part", "rust"], "no part 'rust'; the parts are core, entry"),
+            (["--dry-run", "--from", self.root], "does not hold patches"),
+            ([], "nothing here sends mail"),
+        ):
+            with self.assertRaisesRegex(LabError, text):
+                run("send", *words)
+        self.assertEqual(self.steps.mock_calls, [])
 
 
 class DryRun(unittest.TestCase):
@@ -146,9 +124,15 @@ class DryRun(unittest.TestCase):
         cls.setup = Send()
         cls.addClassCleanup(cls.setup.doCleanups)
         cls.setup.setUp()
-        cls.before = cls.setup.state()
+        cls.before = cls.state()
         cls.whole = send.choose(cls.setup.patches, None)
         cls.code, cls.text = run("send", "--dry-run")
+
+    @classmethod
+    def state(cls):
+        """Returns what a dry run leaves alone: the tree's branches and settings, the patches."""
+        config = (cls.setup.tree / ".git/config").read_text()
+        return cls.setup.git("for-each-ref"), config, patches.digest()
 
     def test_mails(self):
         """A mail a patch and one for the cover letter, a thread, to whom get_maintainer says."""
@@ -165,7 +149,7 @@ class DryRun(unittest.TestCase):
 
     def test_nothing_is_sent(self):
         """b4 send writes the mails and has no server to send them to; tree and patches stay."""
-        self.assertEqual((self.setup.state(), export.check()), (self.before, []))
+        self.assertEqual((self.state(), export.check()), (self.before, []))
         calls = [call for call in self.setup.steps.mock_calls if "send" in call.args[1]]
         self.assertEqual(len(calls), 1)
         self.assertIn("--output-dir", calls[0].args[1])

@@ -3,7 +3,6 @@
 
 import unittest
 
-import patches
 import small
 import user_tree
 from common import LabError
@@ -36,11 +35,6 @@ class UserTree(small.Small):
         """Unrelated changes are merged, and the path may have a space."""
         self.check(self.user)
 
-    def test_git_am(self):
-        """'git am patches/*.patch' alone does as well."""
-        self.git("am", "--quiet", *patches.patch_files(), tree=self.user)
-        self.assertIn("with userfault", (self.user / "virt/kvm/kvm_main.c").read_text())
-
     def test_shallow_clone(self):
         """A shallow clone is enough, even where it lacks what a three-way merge needs."""
         shallow = self.root / "shallow"
@@ -50,19 +44,6 @@ class UserTree(small.Small):
         (shallow / "virt/kvm/kvm_main.c").write_text(near)
         self.git("commit", "--quiet", "--all", "--message=More", tree=shallow)
         self.check(shallow, near)
-
-    def test_worktree(self):
-        """A worktree is a checkout as well."""
-        work = self.root / "work"
-        self.git("worktree", "add", "--quiet", work, tree=self.user)
-        self.check(work)
-
-    def test_dirty_tree(self):
-        """Uncommitted changes are refused, and stay."""
-        (self.user / "Makefile").write_text("mine\n")
-        with self.assertRaisesRegex(LabError, "uncommitted changes: commit or stash them first"):
-            user_tree.user_tree(self.user)
-        self.assertEqual((self.user / "Makefile").read_text(), "mine\n")
 
     def test_conflict(self):
         """A patch that does not fit is named, unless it has a variant that does."""
@@ -74,8 +55,13 @@ class UserTree(small.Small):
         self.add_variant()
         self.check(self.user, UNRELATED)
 
-    def test_no_tree(self):
-        """A folder that is no kernel, or no git checkout, is refused."""
+    def test_refused(self):
+        """A folder that is no kernel, one that is no git checkout, and one with changes that are not
+        committed are refused, and stay."""
+        (self.user / "Makefile").write_text("mine\n")
+        with self.assertRaisesRegex(LabError, "uncommitted changes: commit or stash them first"):
+            user_tree.user_tree(self.user)
+        self.assertEqual((self.user / "Makefile").read_text(), "mine\n")
         with self.assertRaisesRegex(LabError, "not a kernel source tree"):
             user_tree.user_tree(self.root)
         (self.user / ".git").rename(self.root / "elsewhere")

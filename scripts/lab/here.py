@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Packs the tests and the benchmark for another machine, and runs them on this one as it is."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import bench
+import kernel
+import kgit
+import machine
+import tree
+from common import CACHE, LAB, LOGS, LabError, output, say, step
+
+# The programs of the archive, beside those whose names begin as those of the series.
+PROGRAMS = ("set_memory_region_test",)
+# The parts of a report that have to be there, and a line that each of the last three has.
+PARTS = ["kernel", "command line", "mode of KVM", "CPU", "configuration"]
+RESULTS = {"tests": "# Totals:", "figures": "value=", "counts": "# bench: "}
+
+
+def fill(folder, installed):
+    """Copies what is needed of the installed selftests into a folder, with what runs it."""
+    for name in ("run_kselftest.sh", "kselftest"):
+        source = installed / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    (folder / "kvm").mkdir()
+    names = [
+        path.name
+        for path in sorted((installed / "kvm").iterdir())
+        if path.name.startswith("userfault_") or path.name in PROGRAMS
+    ]
+    for name in names:
+        if kernel.elf_machine(installed / "kvm" / name) != kernel.EM_AARCH64:
+            raise LabError(f"{name} could not be built.\nSee why in {LOGS / 'selftests.log'}.")
+        shutil.copy(installed / "kvm" / name, folder / "kvm")
+        output(["llvm-strip", folder / "kvm" / name])
+    # The benchmark is no test.
+    listed = "".join(f"kvm:{name}\n" for name in names if name != "userfault_bench")
+    (folder / "kselftest-list.txt").write_text(listed)
+    shutil.copy(LAB / "here", folder)
+
+
+def pack(target, jobs=None):
+    """Builds the programs of what is checked out and packs them for another machine."""
+    if kgit.git("status", "--porcelain", tree=tree.ready()):
+        raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
+    archive(target, jobs)
+    say(f"{target}: unpack it on the machine to be tested and run kvm-userfault/here as root")
+    return 0
+
+
+def archive(target, jobs=None):
+    """Builds the programs of the last commit and packs them."""
+    source = kgit.TREE
+    build = kernel.directory(source, "here")
+    build.mkdir(parents=True, exist_ok=True)
+    commit = kgit.git("rev-parse", "HEAD")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch) / "kvm-userfault"
+        folder.mkdir()
+        # The machine may have another C library, or an older one.
+        with bench.selftests(build, commit, jobs, ["EXTRA_CFLAGS=-static"]) as installed:
+            fill(folder, installed)
+        output(["tar", "-C", scratch, "-czf", target, folder.name])
+
+
+def run(packed, words):
+    """Runs an archive's programs on this machine, and returns an exit code. Without an archive
+    these are built here."""
+    if os.uname().machine != "aarch64":
+        raise LabError(
+            f"this is no arm64 machine but {os.uname().machine}.\nMake an archive with"
+            " 'scripts/run --here --pack FILE' and take it to the host or board to be tested."
+        )
+    folder = CACHE / "here"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not packed:
+        packed = folder / "here.tar.gz"
+        words_of_pack = [LAB / "enter", LAB / "run.py", "--here", "--pack", packed]
+        step("building what is to be run", words_of_pack, "here")
+    output(["tar", "-C", folder, "-xzf", packed])
+    return subprocess.run([folder / "kvm-userfault/here", *words], check=False).returncode
+
+
+def wrong(lines):
+    """Returns what is wrong with a report."""
+    missing = [f"no part '{name}'" for name in [*PARTS, *RESULTS] if f"## {name}" not in lines]
+    text = "\n".join(lines)
+    for name, words in RESULTS.items():
+        part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        missing += [] if words in part else [f"nothing like '{words}' in part '{name}'"]
+    return missing + [line for line in lines if line.startswith("not ok")]
+
+
+def check(name, build, jobs=None):
+    """Packs the programs, runs them natively inside a machine of the lab, as on a board, and
+    returns what is wrong with the report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        packed, folder = pathlib.Path(scratch) / "here.tar.gz", pathlib.Path(scratch) / "programs"
+        archive(packed, jobs)
+        folder.mkdir()
+        output(["tar", "-C", folder, "--strip-components=1", "-xzf", packed])
+        initrd = kernel.initrd(build, folder, pathlib.Path(scratch) / "initrd.cpio.gz")
+        command = "/kselftest/here && cat kvm-userfault-*.txt"
+        code, lines = machine.boot(name, build, initrd, command, show=False, timeout=1800)
+    return wrong(lines) or ([f"here ended with {code}"] if code else [])
