@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 
 from common import LAB, output
 
@@ -41,6 +42,9 @@ def wrong(text):
     expected = (CASES / "expected").read_text().splitlines()
     differences = [] if found == expected else ["expected:", *expected, "found:", *found]
     left = re.findall(r"left behind: (\d+)", text)
+    end = time.monotonic() + 5
+    while any(map(is_alive, left)) and time.monotonic() < end:
+        time.sleep(0.01)
     if not left or any(map(is_alive, left)):
         differences.append(f"the process {' '.join(left) or '?'} is still there, or never was")
     return differences

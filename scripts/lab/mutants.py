@@ -264,7 +264,7 @@ def kernel_with(all_mutants, source, variant, jobs=None):
     build = kernel.kernel(source, variant, jobs)
     with overlays(source, build):
         for path in STAND_IN.glob("*.patch"):
-            output(["git", "-C", source, "apply", path])
+            output(["git", "-C", source, "apply", "--3way", path])
         for path in STAND_IN.glob("*.rs"):
             shutil.copy(path, source / "tools/testing/selftests/kvm/arm64")
         for name, text in mutate.files(all_mutants, source).items():

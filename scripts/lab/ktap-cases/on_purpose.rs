@@ -5,6 +5,7 @@
 
 use libkvm::*;
 use std::{
+    fs,
     process,
     thread, //
 };
@@ -49,9 +50,38 @@ fn exits() {
     process::exit(7);
 }
 
-fn cleans_up() {
-    ktap::at_end(|| ktap::diagnostic("cleaned up"));
-    panic!("on purpose");
+/// A file for what is to be undone.
+const FILE: &str = "/tmp/ktap_on_purpose";
+
+fn is_killed_before_it_undoes() {
+    fs::write(FILE, "done").unwrap();
+    ktap::at_end(FILE, Some("undone"));
+    loop {
+        thread::park();
+    }
+}
+
+fn sees_what_was_undone() {
+    expect_eq!(fs::read_to_string(FILE).unwrap(), "undone");
+    fs::remove_file(FILE).unwrap();
+    fs::create_dir(FILE).unwrap();
+    ktap::at_end(FILE, None);
+}
+
+fn sees_what_was_removed() {
+    expect_eq!(fs::metadata(FILE).is_err(), true);
+}
+
+fn cannot_be_undone() {
+    ktap::at_end("/proc/none", Some("1"));
+}
+
+fn waits_in_vain() {
+    ktap::wait_for("something that never happens", || false);
+}
+
+fn prints_another_result() {
+    println!("not ok 1 passes");
 }
 
 fn leaves_a_process_behind() {
@@ -74,7 +104,12 @@ test_main! {
         hangs,
         aborts,
         exits,
-        cleans_up,
+        is_killed_before_it_undoes,
+        sees_what_was_undone,
+        sees_what_was_removed,
+        cannot_be_undone,
+        waits_in_vain,
+        prints_another_result,
         leaves_a_process_behind,
     ],
 }

@@ -12,7 +12,8 @@ use std::{
         AtomicUsize,
         Ordering, //
     },
-    thread, //
+    thread,
+    time::Instant, //
 };
 
 const PAGES: usize = 16;
@@ -193,37 +194,51 @@ fn toggle_under_vcpus() {
     assert!(holes.into_inner() > 0, "no vCPU saw a hole");
 }
 
-/// What is punched out while the flag is being changed is not mapped afterwards.
+/// What is punched out while the flag is being set or cleared is not mapped afterwards, at whatever
+/// moment of that call.
 fn hole_at_the_moment_of_a_toggle() {
     let (first, count) = (100, 37);
     let mut machine = machine_at(first, count, 1, guest::read_pages);
     let bitmap = Bitmap::new(count);
-    for round in 0..100 {
+    let slot = machine.slot.clone();
+    // Calls take about as long as this one.
+    let start = Instant::now();
+    let mut flag = Some(slot.enable(&bitmap));
+    let call = start.elapsed();
+    for round in 0..160 {
         let hole = Page(round % count);
         machine.read_all();
-        let set = machine.slot.clone();
+        let moment = call * (round as u32 / 2 % 16) / 12;
         let started = AtomicBool::new(false);
-        let flag = thread::scope(|scope| {
+        flag = thread::scope(|scope| {
             scope.spawn(|| {
                 started.store(true, Ordering::Relaxed);
-                machine.slot.discard(hole);
+                let start = Instant::now();
+                while start.elapsed() < moment {
+                    std::hint::spin_loop();
+                }
+                slot.discard(hole);
             });
             while !started.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
-            set.enable(&bitmap)
+            match flag {
+                Some(flag) => {
+                    flag.disable();
+                    None
+                }
+                None => Some(slot.enable(&bitmap)),
+            }
         });
-        if round % 2 == 0 {
-            flag.disable();
-            machine.read(0..hole.0);
-            expect_eq!(machine.run(), Exit::Sync(hole.into(), 0), "round {round}");
-        } else {
-            machine.read(0..hole.0);
-            expect_eq!(machine.run(), Exit::Sync(hole.into(), 0), "round {round}");
-            flag.disable();
-        }
+        machine.read(0..hole.0);
+        let what = ["set", "clear"][round % 2];
+        expect_eq!(
+            machine.run(),
+            Exit::Sync(hole.into(), 0),
+            "round {round}, {what}"
+        );
         machine.read(hole.0 + 1..count);
-        machine.slot.write(hole, 0, hole.into());
+        slot.write(hole, 0, hole.into());
     }
 }
 

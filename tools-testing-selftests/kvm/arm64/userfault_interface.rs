@@ -91,6 +91,9 @@ fn bitmap_ends_in_user_space() {
         accepted
     };
     let bits = (36..56).rev().find(ends_at).expect("no bitmap is accepted");
+    let last_page = Area::at_the_end();
+    let end = last_page.at(last_page.len());
+    assert!(end.0 <= 1 << bits, "{end:?} is behind {bits} bits");
     expect_eq!(
         set((1 << bits) - 1),
         Err(Errno::EINVAL),

@@ -10,6 +10,7 @@ use libkvm::*;
 use std::{
     ops::Range,
     sync::atomic::{
+        AtomicU64,
         AtomicUsize,
         Ordering, //
     },
@@ -220,8 +221,9 @@ fn enable_leaves_no_marked_page_in_shadow_stage2() {
     let count = machine.slot.pages();
     machine.read_all();
     let before = machine.vm.shadow_mappings(l2_addresses(0..count));
+    let in_blocks = |mapping: &Mapping| mapping.is_block();
     assert!(
-        before.iter().all(|mapping| mapping.is_block()),
+        !before.is_empty() && before.iter().all(in_blocks),
         "{before:x?}"
     );
 
@@ -368,42 +370,86 @@ fn vncr_page_with_an_unreadable_bitmap() {
     expect_eq!(machine.run(), Exit::Sync(READ, 100));
 }
 
-/// The pages with registers are taken from two vCPUs and given back, by dropping them and by
-/// setting the flag: each register has what was written to it last.
+/// A register of L2 that is in memory, as the vCPU has seen it and the VMM supplies it.
+#[derive(Default)]
+struct Register {
+    /// What was written last.
+    written: AtomicU64,
+    /// What was read last: the vCPU writes the next number.
+    read: AtomicU64,
+    exits: AtomicUsize,
+    uses: AtomicUsize,
+}
+
+/// The pages with registers are taken from two vCPUs and given back, by setting the flag and by
+/// dropping them: each register always has what was written to it last, by the vCPU or by the VMM
+/// when the page was supplied.
 fn race_for_vncr_pages() {
     let mut machine = with_registers(Backing::Anonymous, 2);
     let bitmap = Bitmap::new(machine.slot.pages());
-    let registers = [REGISTERS, Page(REGISTERS.0 + 2)];
-    let userfaults = registers.map(|page| machine.userfault(page));
-    let (exits, used) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let on_exit = |exit| match exit {
-        exit if userfaults.contains(&exit) => {
-            exits.fetch_add(1, Ordering::Relaxed);
-            thread::yield_now();
-        }
-        // Never less than what the VMM supplies: a page of zeroes was seen.
-        Exit::Sync(READ | WRITTEN, value) if value >= 1 << 32 => {
-            used.fetch_add(1, Ordering::Relaxed);
-        }
-        other => panic!("unexpected exit: {other:x?}"),
-    };
-    registers.map(|page| machine.slot.write(page, register_word(), 1 << 32));
-    machine.run_while(on_exit, |slot| {
-        let mut rounds = 0;
-        let start = Instant::now();
-        let few = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) < 3;
-        while start.elapsed() < RACE || few(&exits) || few(&used) {
-            let page = registers[rounds % 2];
-            rounds += 1;
-            bitmap.mark(page);
-            let flag = slot.enable(&bitmap);
-            let_run(&exits);
-            if rounds % 3 == 0 {
-                slot.discard(page);
-                slot.write(page, register_word(), 1 << 32);
+    let registers = [Register::default(), Register::default()];
+    let places = [REGISTERS, Page(REGISTERS.0 + 2)];
+    let userfaults = places.map(|page| machine.userfault(page));
+    let count = |counter: &AtomicUsize| counter.fetch_add(1, Ordering::Relaxed);
+    let on_exit = |vcpu: usize, exit| {
+        let register = &registers[vcpu];
+        match exit {
+            Exit::Sync(READ, value) => {
+                expect_eq!(
+                    value,
+                    register.written.load(Ordering::SeqCst),
+                    "vCPU {vcpu}"
+                );
+                register.read.store(value, Ordering::SeqCst);
+                count(&register.uses);
             }
+            Exit::Sync(WRITTEN, value) => {
+                expect_eq!(
+                    value,
+                    register.read.load(Ordering::SeqCst) + 1,
+                    "vCPU {vcpu}"
+                );
+                register.written.store(value, Ordering::SeqCst);
+                count(&register.uses);
+            }
+            exit => {
+                expect_eq!(exit, userfaults[vcpu], "vCPU {vcpu}");
+                count(&register.exits);
+                thread::yield_now();
+            }
+        }
+    };
+    machine.run_each_while(on_exit, |slot| {
+        let one_more = |counter: &AtomicUsize, what| {
+            let before = counter.load(Ordering::Relaxed);
+            ktap::wait_for(what, || counter.load(Ordering::Relaxed) > before);
+        };
+        let start = Instant::now();
+        let mut rounds = 0;
+        while start.elapsed() < RACE || rounds < 8 {
+            let (register, page) = (&registers[rounds % 2], places[rounds % 2]);
+            let is_dropped = rounds / 2 % 2 != 0;
+            rounds += 1;
+            let flag = if is_dropped {
+                let flag = slot.enable(&bitmap);
+                one_more(&register.uses, "a register to be used again");
+                bitmap.mark(page);
+                slot.discard(page);
+                flag
+            } else {
+                bitmap.mark(page);
+                slot.enable(&bitmap)
+            };
+            one_more(&register.exits, "a register's page to be asked for");
+            // Now the vCPU waits for the page.
+            let last = register.written.load(Ordering::SeqCst);
+            let expected = if is_dropped { 0 } else { last };
+            expect_eq!(slot.read(page, register_word()), expected, "round {rounds}");
+            let supplied = (rounds as u64) << 32;
+            slot.write(page, register_word(), supplied);
+            register.written.store(supplied, Ordering::SeqCst);
             bitmap.clear(page);
-            let_run(&used);
+            one_more(&register.uses, "a register to be used");
             flag.disable();
         }
     });
@@ -473,12 +519,7 @@ fn marked_stage1_table_of_a_translation_exits() {
 
     // Marked again and dropped, the page is asked for again.
     bitmap.mark(page);
-    let content: Vec<u8> = (0..page_size())
-        .map(|offset| {
-            let byte = page.offset().0 as usize + offset;
-            tables.area().byte(byte).load(Ordering::Relaxed)
-        })
-        .collect();
+    let content = tables.content(page);
     tables.discard(page);
     expect_eq!(machine.run(), Exit::userfault(tables.gpa(page)), "dropped");
     tables.fill_page(page, &content);

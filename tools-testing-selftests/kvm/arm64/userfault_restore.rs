@@ -75,7 +75,6 @@ impl Snapshot {
         let content: Vec<u8> = (0..SIZE as u64 / 8)
             .flat_map(|n| word(n).to_le_bytes())
             .collect();
-        fs::create_dir_all(std::env::temp_dir()).expect("no directory for temporary files");
         let mut file = File::options()
             .read(true)
             .write(true)

@@ -294,15 +294,16 @@ fn disable_costs_no_faults() {
     let mut machine = Machine::new(Backing::Anonymous, count);
     let bitmap = Bitmap::new(count);
     machine.slot.fill();
-    let flag = machine.enable(&bitmap);
-    machine.read_all();
-
-    let before = exits_to_read_all(&mut machine);
-    flag.disable();
-    let after = exits_to_read_all(&mut machine);
-    // The host's interrupts make some.
-    let limit = before + count as u64 / 2;
-    assert!(after < limit, "{after} exits, {before} before");
+    // The host's interrupts make exits as well, more or fewer.
+    let (mut before, mut after) = (u64::MAX, u64::MAX);
+    for _ in 0..20 {
+        let flag = machine.enable(&bitmap);
+        machine.read_all();
+        before = before.min(exits_to_read_all(&mut machine));
+        flag.disable();
+        after = after.min(exits_to_read_all(&mut machine));
+    }
+    assert!(after <= before + 2, "{after} exits, {before} before");
 }
 
 /// Setting and clearing the flag, over and over, under running vCPUs: none sees a page while it is

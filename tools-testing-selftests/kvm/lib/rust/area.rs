@@ -5,6 +5,7 @@
 use crate::{
     bindings, ktap,
     sys::{
+        self,
         page_size,
         Errno, //
     },
@@ -15,6 +16,7 @@ use crate::{
     },
 };
 use std::{
+    any::Any,
     ffi::c_int,
     fs::{
         self,
@@ -42,6 +44,8 @@ use std::{
         Mutex,
         MutexGuard, //
     },
+    thread,
+    time::Duration, //
 };
 
 /// What memory is made of.
@@ -64,14 +68,6 @@ pub enum Backing {
 }
 
 impl Backing {
-    /// Those whose memory is in huge pages.
-    pub const HUGE: [Self; 4] = [
-        Self::AnonymousThp,
-        Self::ShmemThp,
-        Self::AnonymousHugetlb,
-        Self::SharedHugetlb,
-    ];
-
     fn is_thp(self) -> bool {
         matches!(self, Self::AnonymousThp | Self::ShmemThp)
     }
@@ -144,8 +140,6 @@ pub enum Advice {
     DontNeed = bindings::MADV_DONTNEED,
     /// Make them a huge page.
     Collapse = bindings::MADV_COLLAPSE,
-    /// Write them to swap.
-    PageOut = bindings::MADV_PAGEOUT,
     /// Share them with other pages of the same content.
     Mergeable = bindings::MADV_MERGEABLE,
 }
@@ -164,8 +158,10 @@ struct Mapping {
     backing: Backing,
     start: NonNull<u8>,
     len: usize,
-    /// What has to be unmapped in the end, if this is not for somebody else to do.
+    /// What has to be unmapped in the end, if that is not for somebody else to do.
     reserved: Option<(NonNull<u8>, usize)>,
+    /// Who unmaps it otherwise, and is kept for that. The kernel's own memory has neither.
+    owner: Option<Arc<dyn Any + Send + Sync>>,
     /// The file that is mapped, and from where on.
     file: Mutex<Option<File>>,
     file_start: u64,
@@ -248,9 +244,10 @@ impl Area {
 
     #[track_caller]
     fn map(backing: Backing, pages: usize, flags: u32, file: Option<(File, u64)>) -> Self {
-        let len = pages * page_size();
-        let align = backing.huge_pages().unwrap_or(1) * page_size();
-        let total = len + align + page_size();
+        let align = backing.huge_pages().unwrap_or(1);
+        let total = pages.saturating_add(align + 1);
+        let bytes = |pages| Bytes::of_pages(pages).0 as usize;
+        let (len, align, total) = (bytes(pages), bytes(align), bytes(total));
         let nothing = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_NORESERVE;
         let mapped = file.as_ref().map(|(file, start)| (file, *start));
         // SAFETY: The first is new memory, at an address that the kernel chooses, and the second is
@@ -273,6 +270,7 @@ impl Area {
             start,
             len,
             reserved: Some((reserved, total)),
+            owner: None,
             file: Mutex::new(file),
             file_start,
         }));
@@ -289,21 +287,61 @@ impl Area {
         area
     }
 
+    /// Maps a page as far up as a process can have one.
+    pub fn at_the_end() -> Self {
+        let flags = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_FIXED_NOREPLACE;
+        let map = |bits: u32| {
+            let address = (1_usize << bits) - page_size();
+            // SAFETY: This replaces nothing.
+            unsafe {
+                mmap(
+                    address as *mut u8,
+                    page_size(),
+                    Access::ReadWrite,
+                    flags,
+                    None,
+                )
+            }
+            .ok()
+        };
+        let start = (36..56).rev().find_map(map).expect("there is no end");
+        Self(Arc::new(Mapping {
+            backing: Backing::Anonymous,
+            start,
+            len: page_size(),
+            reserved: Some((start, page_size())),
+            owner: None,
+            file: Mutex::new(None),
+            file_start: 0,
+        }))
+    }
+
     /// Wraps memory that is unmapped by somebody else.
     ///
     /// # Safety
     ///
-    /// It must be mapped, readable and writable for as long as the area is there, and there may be
-    /// no references to it.
-    pub(crate) unsafe fn of_others(start: NonNull<u8>, len: usize) -> Self {
+    /// It must be mapped and writable for as long as its owner is there, or be the kernel's own.
+    /// There may be no references to it.
+    pub(crate) unsafe fn of_others(
+        start: NonNull<u8>,
+        len: usize,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Self {
         Self(Arc::new(Mapping {
             backing: Backing::Anonymous,
             start,
             len,
             reserved: None,
+            owner,
             file: Mutex::new(None),
             file_start: 0,
         }))
+    }
+
+    /// Returns whether this is who unmaps the memory, and is kept for that.
+    pub(crate) fn is_owned_by<T>(&self, owner: &T) -> bool {
+        let is_this = |other| ptr::addr_eq(Arc::as_ptr(other), owner);
+        self.0.owner.as_ref().is_some_and(is_this)
     }
 
     /// Returns the kernel's data for the vDSO, memory that has no struct page which KVM can use, or
@@ -317,7 +355,7 @@ impl Area {
         let start = usize::from_str_radix(start, 16).expect("not an address in maps");
         let start = NonNull::new(start as *mut u8).expect("not an address in maps");
         // SAFETY: It stays mapped. Whoever writes there ends the process.
-        unsafe { Self::of_others(start, page_size()) }
+        unsafe { Self::of_others(start, page_size(), None) }
     }
 
     /// Maps the same file once more, at another address.
@@ -370,7 +408,8 @@ impl Area {
 
     #[track_caller]
     fn pointer(&self, offset: usize, len: usize) -> *mut u8 {
-        assert!(offset + len <= self.len(), "outside the area");
+        let is_inside = offset <= self.len() && len <= self.len() - offset;
+        assert!(is_inside, "outside the area");
         // SAFETY: The offset is inside the mapping.
         unsafe { self.0.start.as_ptr().add(offset) }
     }
@@ -385,9 +424,14 @@ impl Area {
     /// Returns a word of a page.
     #[track_caller]
     pub fn word(&self, page: Page, index: usize) -> &AtomicU64 {
-        let offset = page.offset().0 as usize + index * size_of::<u64>();
+        const SIZE: usize = size_of::<u64>();
+        let first = page.offset().0 as usize / SIZE;
+        let offset = first
+            .checked_add(index)
+            .and_then(|index| index.checked_mul(SIZE));
+        let start = self.pointer(offset.expect("outside the area"), SIZE);
         // SAFETY: The word is inside the mapping, and aligned as pages are.
-        unsafe { AtomicU64::from_ptr(self.pointer(offset, size_of::<u64>()).cast()) }
+        unsafe { AtomicU64::from_ptr(start.cast()) }
     }
 
     /// Writes each page's number to its first word, so that there is memory for it.
@@ -407,9 +451,14 @@ impl Area {
         }
     }
 
+    /// Returns where pages begin, and their size in bytes, to have the kernel change them.
+    #[track_caller]
     fn range(&self, pages: Range<usize>) -> (*mut std::ffi::c_void, usize) {
-        let len = pages.len() * page_size();
-        (self.pointer(pages.start * page_size(), len).cast(), len)
+        let is_kernels = self.0.reserved.is_none() && self.0.owner.is_none();
+        assert!(!is_kernels, "the kernel's own memory");
+        let len = Bytes::of_pages(pages.len()).0 as usize;
+        let start = Page(pages.start).offset().0 as usize;
+        (self.pointer(start, len).cast(), len)
     }
 
     /// Changes what may be done with the pages. This process ends if it does anything else.
@@ -428,6 +477,7 @@ impl Area {
         Errno::check(ret).expect("mprotect failed");
     }
 
+    #[track_caller]
     fn madvise(&self, pages: Range<usize>, advice: u32) -> Result<(), Errno> {
         let (start, len) = self.range(pages);
         // SAFETY: The range is inside the mapping, and nothing relies on what is in there.
@@ -435,8 +485,21 @@ impl Area {
     }
 
     /// Asks the kernel to do something with pages.
+    #[track_caller]
     pub fn advise(&self, pages: Range<usize>, advice: Advice) -> Result<(), Errno> {
         self.madvise(pages, advice as u32)
+    }
+
+    /// Has the kernel make huge pages of the memory, or skips the case where it has none to give.
+    #[track_caller]
+    pub fn collapse(&self) {
+        match self.advise(0..self.pages(), Advice::Collapse) {
+            Ok(()) => {}
+            Err(error @ (Errno::EAGAIN | Errno::EBUSY | Errno::ENOMEM)) => {
+                ktap::skip(format!("the host has no huge page to give: {error:?}"))
+            }
+            Err(error) => panic!("MADV_COLLAPSE: {error:?}"),
+        }
     }
 
     /// Drops a page from this mapping. The next access finds it unmapped, and empty if the memory
@@ -502,6 +565,23 @@ impl Area {
         sum
     }
 
+    /// Returns which page of the host a page is, if it is there, or skips the case where this user
+    /// is not told.
+    #[track_caller]
+    pub fn frame(&self, page: Page) -> Option<u64> {
+        let entry = self.pointer(page.offset().0 as usize, page_size()) as usize / page_size();
+        let mut pagemap = [0; 8];
+        File::open("/proc/self/pagemap")
+            .and_then(|file| file.read_exact_at(&mut pagemap, entry as u64 * 8))
+            .expect("cannot read pagemap");
+        let pagemap = u64::from_ne_bytes(pagemap);
+        let (frame, is_present) = (pagemap & ((1 << 55) - 1), pagemap >> 63 != 0);
+        if is_present && frame == 0 {
+            ktap::skip("/proc/self/pagemap does not tell this user where a page is");
+        }
+        is_present.then_some(frame)
+    }
+
     /// Takes the memory of a page for broken until the case ends, or skips it where that cannot be
     /// undone then.
     #[track_caller]
@@ -510,17 +590,11 @@ impl Area {
         if let Err(error) = fs::metadata(UNPOISON) {
             ktap::skip(format!("cannot unpoison a page: {UNPOISON}: {error}"));
         }
-        let entry = self.pointer(page.offset().0 as usize, page_size()) as usize / page_size();
-        let mut pagemap = [0; 8];
-        File::open("/proc/self/pagemap")
-            .and_then(|file| file.read_exact_at(&mut pagemap, entry as u64 * 8))
-            .expect("cannot read pagemap");
-        let frame = u64::from_ne_bytes(pagemap) & ((1 << 55) - 1);
-        assert_ne!(frame, 0, "pagemap does not tell where the page is");
+        let frame = self.frame(page).expect("there is no page");
         // The kernel tells whoever has the page mapped.
         // SAFETY: The handler does nothing.
         unsafe { bindings::signal(bindings::SIGBUS as c_int, Some(ignore)) };
-        ktap::at_end(move || drop(fs::write(UNPOISON, format!("{frame:#x}"))));
+        ktap::at_end(UNPOISON, Some(&format!("{frame:#x}")));
         let poisoned = self.madvise(page.0..page.0 + 1, bindings::MADV_HWPOISON);
         assert_eq!(poisoned, Ok(()), "MADV_HWPOISON");
     }
@@ -536,8 +610,25 @@ impl Area {
         self.smaps(&names) == self.len()
     }
 
-    /// Returns how many bytes of it are in swap.
-    pub fn swapped(&self) -> usize {
-        self.smaps(&["Swap:"])
+    /// Has the kernel write all of it to swap, or skips the case where there is no room.
+    #[track_caller]
+    pub fn swap_out(&self) {
+        if meminfo("SwapFree:").unwrap_or(0) << 10 < self.len() {
+            ktap::skip("no room in swap (/proc/swaps)");
+        }
+        // The kernel passes over pages that wait in the list of a CPU which has touched them. It
+        // empties the list of the CPU where it is asked.
+        let swapped = || self.smaps(&["Swap:"]);
+        for _ in 0..100 {
+            sys::on_each_cpu(|| {
+                let asked = self.madvise(0..self.pages(), bindings::MADV_PAGEOUT);
+                assert_eq!(asked, Ok(()), "MADV_PAGEOUT");
+            });
+            if swapped() >= self.len() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{} of {} bytes are in swap", swapped(), self.len());
     }
 }

@@ -8,14 +8,20 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
 
 #include "kvm_util.h"
 #include "processor.h"
 #include "test_util.h"
 #include "ucall_common.h"
+
+#include "gic.h"
+#include "gic_v3.h"
+#include "vgic.h"
 
 /* Numbers whose macros bindgen does not evaluate, ioctl requests above all. */
 enum {
@@ -32,11 +38,14 @@ enum {
 	LIBKVM_DIRTY_GFN_F_RESET = KVM_DIRTY_GFN_F_RESET,
 	LIBKVM_ENABLE_CAP = KVM_ENABLE_CAP,
 	LIBKVM_GET_DIRTY_LOG = KVM_GET_DIRTY_LOG,
+	LIBKVM_GITS_TRANSLATER = GITS_BASE_GPA + GITS_TRANSLATER,
 	LIBKVM_GUEST_MEMFD_FLAGS = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
+	LIBKVM_MPOL_LOCAL = MPOL_LOCAL,
 	LIBKVM_RESET_DIRTY_RINGS = KVM_RESET_DIRTY_RINGS,
 	LIBKVM_SET_DEVICE_ATTR = KVM_SET_DEVICE_ATTR,
 	LIBKVM_SET_USER_MEMORY_REGION = KVM_SET_USER_MEMORY_REGION,
 	LIBKVM_SET_USER_MEMORY_REGION2 = KVM_SET_USER_MEMORY_REGION2,
+	LIBKVM_SIGNAL_MSI = KVM_SIGNAL_MSI,
 	LIBKVM_UFFDIO_API = UFFDIO_API,
 	LIBKVM_UFFDIO_COPY = UFFDIO_COPY,
 	LIBKVM_UFFDIO_REGISTER = UFFDIO_REGISTER,

@@ -46,7 +46,8 @@ impl Bitmap {
     /// Creates a bitmap for `pages` pages in the bytes from `offset` on of an area, as they are.
     #[track_caller]
     pub fn within(area: &Area, offset: usize, pages: usize) -> Self {
-        assert!(offset + pages.div_ceil(8) <= area.len(), "outside the area");
+        let is_inside = offset <= area.len() && pages.div_ceil(8) <= area.len() - offset;
+        assert!(is_inside, "outside the area");
         Self {
             area: area.clone(),
             offset,

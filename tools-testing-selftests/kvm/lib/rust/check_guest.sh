@@ -3,21 +3,26 @@
 #
 # Fail if guest code in an object or archive calls what a guest does not have:
 # anything but other guest code, and what libkvm has for guests. So a panic, an
-# allocation or a call of the C library is noticed when a test is built.
+# allocation or a call of the C library is noticed when a test is built. $1 is
+# the file; with $2 it must have guest code.
 
-: "${READELF:=readelf}"
-command -v "$READELF" >/dev/null || { echo "$READELF is missing" >&2; exit 1; }
-"$READELF" -SsrW "$1" 2>/dev/null | awk -v file="$1" '
-	/^Relocation section/ { guest = /guest_code/ }
+{ "${READELF:-readelf}" -SsrW "$1" 2>&1 || echo unreadable; } | awk -v file="$1" -v must="$2" '
+	function fail(what) {
+		print file ": " what >"/dev/stderr"
+		wrong = 1
+	}
+	$0 == "unreadable" { fail("readelf has failed") }
+	/^ *\[ *[0-9]+\]/ { sections++ }
+	/^Relocation section/ { guest = /\047\.relaguest_code\047/ }
 	guest && /CALL|JUMP|PLT|TLS/ { called[$5] }
 	match($0, /^ *\[ *[0-9]+\] guest_code /) { section = $0; gsub(/^ *\[ *|\].*/, "", section) }
 	$4 == "FUNC" && $7 == section { own[$8] }
 	END {
+		if (!sections || must && section == "")
+			fail("no guest code to look at")
 		for (symbol in called)
 			if (!(symbol in own) &&
-			    symbol !~ /^(guest_code|ucall|memcpy|memset|memcmp)$/) {
-				print file ": guest code calls " symbol >"/dev/stderr"
-				wrong = 1
-			}
+			    symbol !~ /^(guest_code|ucall|memcpy|memset|memcmp)$/)
+				fail("guest code calls " symbol)
 		exit wrong
 	}'

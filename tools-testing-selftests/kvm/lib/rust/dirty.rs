@@ -19,7 +19,8 @@ use std::sync::atomic::{
     Ordering, //
 };
 
-// SAFETY: Each takes what api.rst has for it. The addresses are of bitmaps for all of the slot.
+// SAFETY: Each takes what api.rst has for it. The addresses are of bitmaps for all of the slot,
+// which nobody changes meanwhile.
 const GET_DIRTY_LOG: Ioctl<bindings::kvm_dirty_log> =
     unsafe { Ioctl::new(bindings::LIBKVM_GET_DIRTY_LOG) };
 const CLEAR_DIRTY_LOG: Ioctl<bindings::kvm_clear_dirty_log> =
@@ -30,7 +31,9 @@ impl Slot {
     /// Returns the pages that KVM_GET_DIRTY_LOG reports, and starts over.
     #[track_caller]
     pub fn dirty_pages(&self) -> Vec<Page> {
-        let mut bitmap = vec![0u64; self.pages().div_ceil(64)];
+        let _changing = self.changing();
+        let count = self.pages();
+        let mut bitmap = vec![0u64; count.div_ceil(64)];
         let mut log = bindings::kvm_dirty_log {
             slot: self.id(),
             ..Default::default()
@@ -40,16 +43,18 @@ impl Slot {
             .call(self.vm().fd(), &mut log)
             .expect("KVM_GET_DIRTY_LOG failed");
         let is_dirty = |page: &Page| bitmap[page.0 / 64] & (1 << (page.0 % 64)) != 0;
-        crate::pages(0..self.pages()).filter(is_dirty).collect()
+        crate::pages(0..count).filter(is_dirty).collect()
     }
 
     /// Has KVM watch all pages for writes anew, where it leaves that to the VMM.
     #[track_caller]
     pub fn clear_dirty_log(&self) {
-        let mut ones = vec![u64::MAX; self.pages().div_ceil(64)];
+        let _changing = self.changing();
+        let count = self.pages();
+        let mut ones = vec![u64::MAX; count.div_ceil(64)];
         let mut clear = bindings::kvm_clear_dirty_log {
             slot: self.id(),
-            num_pages: self.pages() as u32,
+            num_pages: count as u32,
             ..Default::default()
         };
         clear.__bindgen_anon_1.dirty_bitmap = ones.as_mut_ptr().cast();

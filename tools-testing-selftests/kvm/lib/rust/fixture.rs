@@ -142,15 +142,24 @@ impl Machine {
         on_exit: impl Fn(Exit) + Sync,
         something: impl FnOnce(&Slot) -> T,
     ) -> T {
+        self.run_each_while(|_, exit| on_exit(exit), something)
+    }
+
+    /// As [`Machine::run_while`]; `on_exit` gets the number of the vCPU as well.
+    pub fn run_each_while<T>(
+        &mut self,
+        on_exit: impl Fn(usize, Exit) + Sync,
+        something: impl FnOnce(&Slot) -> T,
+    ) -> T {
         let (slot, on_exit) = (&self.slot, &on_exit);
         thread::scope(|scope| {
             let mut kickers = Vec::new();
-            for vcpu in &mut self.vcpus {
+            for (number, vcpu) in self.vcpus.iter_mut().enumerate() {
                 kickers.push(vcpu.kicker());
                 scope.spawn(move || loop {
                     match vcpu.run() {
                         Exit::Kicked => break,
-                        exit => on_exit(exit),
+                        exit => on_exit(number, exit),
                     }
                 });
             }
@@ -168,10 +177,7 @@ impl Slot {
     pub fn need_huge(&self) {
         let area = self.area();
         if area.backing() != Backing::Anonymous && !area.is_huge() {
-            let advice = crate::area::Advice::Collapse;
-            if let Err(error) = area.advise(0..area.pages(), advice) {
-                ktap::skip(format!("the host has no huge page to give: {error:?}"));
-            }
+            area.collapse();
         }
         if !area.is_huge() {
             ktap::skip("the host's memory is not in huge pages");
@@ -198,7 +204,8 @@ fn has_helper() -> bool {
     // Everybody may read the names, if not the addresses.
     let symbols = fs::read_to_string("/proc/kallsyms").expect("cannot read /proc/kallsyms");
     assert!(symbols.contains(" kvm_"), "no KVM in /proc/kallsyms");
-    symbols.contains(" kvm_userfault_map_size")
+    let is_name = |word| word == "kvm_userfault_map_size";
+    symbols.split_whitespace().any(is_name)
 }
 
 /// Skips the case where blocks are never mapped while the flag is set.

@@ -36,17 +36,28 @@ pub struct Guest(u64);
 /// [`Vcpu::set_args`](crate::Vcpu::set_args) has set.
 pub type Entry = extern "C" fn(Guest, Gva, u64, u64) -> !;
 
-/// Defines guest code: functions of type [`Entry`].
+/// Defines guest code: functions of type [`Entry`], which the host so has no way to call.
 #[macro_export]
 macro_rules! guest_code {
     ($(
         $(#[$doc:meta])*
-        $visible:vis fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $body:block
+        $visible:vis fn $name:ident(
+            $guest:ident: Guest, $base:ident: Gva, $first:ident: u64, $second:ident: u64 $(,)?
+        ) $body:block
     )+) => {$(
         $(#[$doc])*
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code)] // The section counts as such, and nothing else does.
         #[link_section = "guest_code"]
-        $visible extern "C" fn $name($($argument: $kind),*) -> ! $body
+        $visible extern "C" fn $name(
+            guest: $crate::Guest, base: $crate::Gva, first: u64, second: u64,
+        ) -> ! {
+            #[deny(unsafe_code)]
+            #[inline(always)]
+            fn body($guest: $crate::Guest, $base: $crate::Gva, $first: u64, $second: u64) -> ! {
+                $body
+            }
+            body(guest, base, first, second)
+        }
     )+};
 }
 

@@ -2,12 +2,9 @@
 
 //! Guest code that accesses memory in each way that the architecture has.
 
-use crate::{
-    guest::Guest,
-    units::{
-        Bytes,
-        Gva, //
-    },
+use crate::units::{
+    Bytes,
+    Gva, //
 };
 use core::arch::asm;
 
@@ -22,7 +19,7 @@ pub struct Way {
     pub left: u64,
 }
 
-/// What each page holds: the instruction by which a function without any other returns.
+/// What each page holds before: RET, so that a page can be called as a function.
 pub const BEFORE: u64 = 0xd65f_03c0;
 
 /// What stores write.
@@ -62,20 +59,22 @@ guest_code! {
         })
     }
 
+    /// Loads the word that has its one half in a page and the other in the next, hands the host 0
+    /// and what it has loaded, stores [`STORED`] there and hands it 1. Starts over at the end.
+    pub fn access_a_seam(guest: Guest, base: Gva, _pages: u64, stride: u64) {
+        let seam = base + Bytes(stride.wrapping_sub(4));
+        loop {
+            guest.sync(0, load(seam));
+            store(seam, STORED);
+            guest.sync(1, STORED);
+        }
+    }
+
     /// Prefetches the first word of each page and has the MMU translate its address, neither of
     /// which exits, and hands the host the page's number. Starts over at the end.
     pub fn touch_without_access(guest: Guest, base: Gva, pages: u64, stride: u64) {
         guest.for_each_page(base, pages, stride, |page, address| {
-            // SAFETY: In the guest, see `guest`.
-            unsafe {
-                asm!(
-                    "prfm pldl1keep, [{0}]",
-                    "prfm pstl1keep, [{0}]",
-                    "prfm plil1keep, [{0}]",
-                    "at s1e1r, {0}",
-                    in(reg) address.0,
-                );
-            }
+            touch(address);
             guest.sync(page, 0);
         })
     }
@@ -83,48 +82,97 @@ guest_code! {
     /// Loads the first words of each page as a vector of FEAT_SVE, hands the host the page's number
     /// and the first of them, stores it in all, and does so again. Starts over at the end.
     pub fn access_by_sve(guest: Guest, base: Gva, pages: u64, stride: u64) {
-        // SAFETY: In the guest, see `guest`. CPACR_EL1.ZEN lets EL1 use SVE.
-        unsafe {
-            asm!(
-                "mrs {0}, cpacr_el1",
-                "orr {0}, {0}, #(3 << 16)",
-                "msr cpacr_el1, {0}",
-                "isb",
-                out(reg) _,
-            );
-        }
+        enable_sve();
         guest.for_each_page(base, pages, stride, |page, address| {
-            let value: u64;
-            // SAFETY: In the guest, see `guest`. What Rust keeps in vectors is saved by `ucall()`
-            // alone, as this is the only function of the guest.
-            unsafe {
-                asm!(
-                    ".arch_extension sve",
-                    "ptrue p0.d",
-                    "ld1d z0.d, p0/z, [{address}]",
-                    "fmov {value}, d0",
-                    address = in(reg) address.0,
-                    value = out(reg) value,
-                    out("v0") _,
-                    out("p0") _,
-                );
-            }
-            guest.sync(page, value);
-            // SAFETY: As above.
-            unsafe {
-                asm!(
-                    ".arch_extension sve",
-                    "ptrue p0.d",
-                    "dup z0.d, {value}",
-                    "st1d z0.d, p0, [{address}]",
-                    address = in(reg) address.0,
-                    value = in(reg) STORED,
-                    out("v0") _,
-                    out("p0") _,
-                );
-            }
+            guest.sync(page, load_by_sve(address));
+            store_by_sve(address, STORED);
             guest.sync(page, STORED);
         })
+    }
+}
+
+/// Loads a word that need not be aligned.
+#[inline(always)]
+fn load(address: Gva) -> u64 {
+    let value;
+    // SAFETY: In the guest, see `guest`.
+    unsafe { asm!("ldr {}, [{}]", out(reg) value, in(reg) address.0) };
+    value
+}
+
+/// Stores a word that need not be aligned.
+#[inline(always)]
+fn store(address: Gva, value: u64) {
+    // SAFETY: In the guest, see `guest`.
+    unsafe { asm!("str {}, [{}]", in(reg) value, in(reg) address.0) };
+}
+
+/// Prefetches a word in each way and has the MMU translate its address.
+#[inline(always)]
+fn touch(address: Gva) {
+    // SAFETY: In the guest, see `guest`.
+    unsafe {
+        asm!(
+            "prfm pldl1keep, [{0}]",
+            "prfm pstl1keep, [{0}]",
+            "prfm plil1keep, [{0}]",
+            "at s1e1r, {0}",
+            in(reg) address.0,
+        );
+    }
+}
+
+/// Lets EL1 use SVE, by CPACR_EL1.ZEN.
+#[inline(always)]
+fn enable_sve() {
+    // SAFETY: In the guest, see `guest`.
+    unsafe {
+        asm!(
+            "mrs {0}, cpacr_el1",
+            "orr {0}, {0}, #(3 << 16)",
+            "msr cpacr_el1, {0}",
+            "isb",
+            out(reg) _,
+        );
+    }
+}
+
+/// Loads a vector and returns its first word.
+#[inline(always)]
+fn load_by_sve(address: Gva) -> u64 {
+    let value;
+    // SAFETY: In the guest, see `guest`. All registers that are written are named: z0 is v0 for
+    // Rust, which has nothing in the rest of it, as it does not use SVE.
+    unsafe {
+        asm!(
+            ".arch_extension sve",
+            "ptrue p0.d",
+            "ld1d z0.d, p0/z, [{address}]",
+            "fmov {value}, d0",
+            address = in(reg) address.0,
+            value = out(reg) value,
+            out("v0") _,
+            out("p0") _,
+        );
+    }
+    value
+}
+
+/// Stores a word in all of a vector.
+#[inline(always)]
+fn store_by_sve(address: Gva, value: u64) {
+    // SAFETY: As above.
+    unsafe {
+        asm!(
+            ".arch_extension sve",
+            "ptrue p0.d",
+            "dup z0.d, {value}",
+            "st1d z0.d, p0, [{address}]",
+            address = in(reg) address.0,
+            value = in(reg) value,
+            out("v0") _,
+            out("p0") _,
+        );
     }
 }
 
@@ -224,7 +272,7 @@ fn access(way: u64, address: Gva) -> u64 {
                 in(reg) address,
                 out("v0") _,
             ),
-            // For an emulator that keeps no cache there is nothing to do, nor to exit for.
+            // An emulator that has no cache does nothing here. There the load exits in its place.
             12 => asm!("dc cvac, {1}", "ldr {0}, [{1}]", out(reg) loaded, in(reg) address),
             13 => asm!("dc civac, {1}", "ldr {0}, [{1}]", out(reg) loaded, in(reg) address),
             14 if zeroed_at_once() != 0 => asm!("dc zva, {}", in(reg) address),

@@ -2,10 +2,7 @@
 
 //! Guest code that uses the tags of FEAT_MTE.
 
-use crate::{
-    guest::Guest,
-    units::Gva, //
-};
+use crate::units::Gva;
 use core::arch::asm;
 
 /// The tag that [`write_tags`] writes.

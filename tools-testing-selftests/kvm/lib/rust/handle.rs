@@ -32,9 +32,11 @@ pub(crate) struct VmInner {
     fd: RawFd,
     /// All that slots were ever made of, and bitmaps: KVM may go on to use them.
     kept: Mutex<Vec<Area>>,
+    /// The numbers of slots that a [`Slot`](crate::Slot) stands for.
+    claimed: Mutex<Vec<u32>>,
 }
 
-// SAFETY: libkvm has no state of its own for each thread.
+// SAFETY: What `raw` points to is not bound to a thread, nor is what libkvm has besides.
 unsafe impl Send for VmInner {}
 // SAFETY: What is shared calls ioctls of the file descriptor. `raw` is used by `Vm` alone, which
 // does so in methods that take it mutably, and by whoever drops the last reference.
@@ -61,7 +63,8 @@ impl VmInner {
             raw: Ok(raw),
             // SAFETY: The pointer is valid.
             fd: unsafe { (*raw.as_ptr()).fd },
-            kept: Mutex::new(Vec::new()),
+            kept: Mutex::default(),
+            claimed: Mutex::default(),
         }
     }
 
@@ -77,7 +80,8 @@ impl VmInner {
             // SAFETY: The file descriptor is new and has no other owner.
             raw: Err(unsafe { File::from_raw_fd(fd) }),
             fd,
-            kept: Mutex::new(Vec::new()),
+            kept: Mutex::default(),
+            claimed: Mutex::default(),
         })
     }
 
@@ -93,8 +97,20 @@ impl VmInner {
 
     /// Keeps memory for as long as the VM is there.
     pub(crate) fn keep(&self, area: &Area) {
-        let mut kept = self.kept.lock().expect("another thread has failed");
-        kept.push(area.clone());
+        // What is the VM's own keeps the VM.
+        if !area.is_owned_by(self) {
+            let mut kept = self.kept.lock().expect("another thread has failed");
+            kept.push(area.clone());
+        }
+    }
+
+    /// Has a slot's number be that of one [`Slot`](crate::Slot) and no other, which so knows how
+    /// large the slot is.
+    #[track_caller]
+    pub(crate) fn claim(&self, slot: u32) {
+        let mut claimed = self.claimed.lock().expect("another thread has failed");
+        assert!(!claimed.contains(&slot), "there is a slot {slot} already");
+        claimed.push(slot);
     }
 
     /// Returns what this VM says about a capability.

@@ -33,10 +33,17 @@
 //! The vCPU exits at page 0 until that is no longer marked. Here the case ends, and with it the
 //! flag, the slot and the VM.
 //!
-//! Tests have no `unsafe` code: what they do not find here should be added here. From what is here
-//! they cannot get at memory that is not a guest's or a bitmap's, take back either while KVM has
-//! it, or call on the host what is for guests. Where libkvm ends the program, as it does when
-//! a call fails that always has to work, this fails the case.
+//! Tests have no `unsafe` code: what they do not find here should be added here. What is here is
+//! safe in one of three ways:
+//!
+//! - By its type. Nobody drops a [`Bitmap`] that a [`Userfault`] borrows, runs a [`Vcpu`] by two
+//!   threads, calls guest code on the host, or takes the address of one kind for another.
+//! - By an assertion, when the test runs: that an access is inside the memory, a part inside its
+//!   slot, a bitmap as long as the slot that it is enabled for, and a slot's number no other's.
+//! - As a VM keeps the memory of all slots and bitmaps that it ever had.
+//!
+//! [`Region::bitmap_at`] takes any address: KVM does no more than read there. Where libkvm ends the
+//! program, as it does when a call fails that always has to work, this fails the case.
 //!
 //! The modules build on each other in this order: `ktap`, `sys`, `units`, `area`, `bitmap`;
 //! `guest` and those whose names begin so; `handle`, `vcpu`, `vm`, `slot`; then all others.
@@ -68,6 +75,7 @@ pub mod guest_access;
 pub mod guest_el2;
 pub mod guest_tags;
 mod handle;
+mod its;
 mod nested;
 mod slot;
 mod tags;
@@ -83,6 +91,13 @@ pub use area::{
     Backing, //
 };
 pub use bindings::{
+    GICR_CTLR,
+    GICR_PENDBASER,
+    GICR_PROPBASER,
+    GITS_BASER,
+    GITS_CBASER,
+    GITS_CTLR,
+    GITS_CWRITER,
     KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED,
     KVM_CAP_USERFAULT,
     KVM_MEMORY_EXIT_FLAG_USERFAULT,
@@ -101,6 +116,7 @@ pub use fixture::{
     SLOT, //
 };
 pub use guest::Guest;
+pub use its::Its;
 pub use nested::L2Table;
 pub use slot::{
     Region,

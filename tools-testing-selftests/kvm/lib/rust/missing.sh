@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # Say what the tests in Rust lack, if anything: $1 is the top of the source tree,
-# $2 the target. The versions have to be those that the kernel itself wants, or
-# newer.
+# $2 the target, $3 readelf. Versions have to be those that the kernel itself
+# wants, or newer.
 
 for tool in rustc bindgen; do
 	case $tool in
@@ -11,7 +11,7 @@ for tool in rustc bindgen; do
 	bindgen) command=${BINDGEN:-bindgen} ;;
 	esac
 	have=$($command --version 2>/dev/null | sed -n '1s/^[a-z]* \([0-9.]*\).*/\1/p')
-	need=$("$1/scripts/min-tool-version.sh" $tool)
+	need=$(sh "$1/scripts/min-tool-version.sh" $tool)
 	if [ -z "$have" ]; then
 		echo "$tool is missing"
 		exit
@@ -25,6 +25,8 @@ done
 libdir=$(${RUSTC:-rustc} --print target-libdir --target="$2" 2>/dev/null)
 if ! ls "$libdir"/libstd-*.rlib >/dev/null 2>&1; then
 	echo "the Rust standard library for $2 is missing"
+elif ! command -v "$3" >/dev/null; then
+	echo "$3 is missing"
 elif ! ${BINDGEN:-bindgen} "$1/scripts/rust_is_available_bindgen_libclang.h" >/dev/null 2>&1; then
 	echo "bindgen finds no libclang"
 fi

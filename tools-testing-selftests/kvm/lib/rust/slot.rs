@@ -22,7 +22,10 @@ use crate::{
         Hva,
         Page, //
     },
-    vm::Vm, //
+    vm::{
+        Vm,
+        OWN_SLOT, //
+    },
 };
 use std::{
     marker::PhantomData,
@@ -53,8 +56,13 @@ struct SlotInner {
     vm: Arc<VmInner>,
     id: u32,
     area: Area,
+    /// What the slot is when all of the memory is told.
+    whole: bindings::kvm_userspace_memory_region2,
     /// What KVM has been told last.
     state: Mutex<State>,
+    /// Held while KVM is told something, or does something whose size is that of the slot. The
+    /// state is not locked meanwhile: memory is accessed at any moment of a change.
+    changing: Mutex<()>,
 }
 
 #[derive(Clone, Copy)]
@@ -114,7 +122,8 @@ impl Region {
     /// Takes a part of the slot's pages, each of which stays where it is.
     #[track_caller]
     pub fn part(mut self, pages: Range<usize>) -> Self {
-        assert!(pages.end <= self.slot.pages() && !pages.is_empty());
+        let end = Bytes::of_pages(pages.end).0;
+        assert!(!pages.is_empty() && end <= self.raw.memory_size);
         let start = Bytes::of_pages(pages.start).0;
         self.raw.guest_phys_addr += start;
         self.raw.userspace_addr += start;
@@ -137,13 +146,14 @@ impl Region {
 
     /// Calls KVM_SET_USER_MEMORY_REGION2. What KVM takes is what the slot is from then on.
     pub fn set(self) -> Result<(), Errno> {
-        let mut state = self.slot.lock();
+        let _changing = self.slot.changing();
         self.bitmap
             .iter()
             .for_each(|area| self.slot.vm().keep(area));
         let mut raw = self.raw;
         SET_USER_MEMORY_REGION2.call(self.slot.vm().fd(), &mut raw)?;
         let exists = self.raw.memory_size != 0;
+        let mut state = self.slot.lock();
         // What is deleted can be created again as it was.
         let region = if exists { self.raw } else { state.region };
         *state = State { region, exists };
@@ -152,7 +162,7 @@ impl Region {
 
     /// Calls KVM_SET_USER_MEMORY_REGION, the first version of the call.
     pub fn set1(self) -> Result<(), Errno> {
-        let mut state = self.slot.lock();
+        let _changing = self.slot.changing();
         let mut raw = bindings::kvm_userspace_memory_region {
             slot: self.raw.slot,
             flags: self.raw.flags,
@@ -161,7 +171,8 @@ impl Region {
             userspace_addr: self.raw.userspace_addr,
         };
         SET_USER_MEMORY_REGION.call(self.slot.vm().fd(), &mut raw)?;
-        state.region = self.raw;
+        let (region, exists) = (self.raw, true);
+        *self.slot.lock() = State { region, exists };
         Ok(())
     }
 
@@ -184,7 +195,17 @@ impl Userfault<'_> {
     /// Clears the flag.
     #[track_caller]
     pub fn disable(self) {
-        // By dropping it.
+        self.clear();
+    }
+
+    /// Clears the flag if it is set.
+    #[track_caller]
+    fn clear(&self) {
+        let State { region, exists } = self.slot.state();
+        if exists && region.flags & USERFAULT != 0 {
+            let disabled = self.slot.region().toggled(USERFAULT).set();
+            assert_eq!(disabled, Ok(()), "clearing the flag");
+        }
     }
 
     /// Clears the flag, and sets others instead of those that the slot has, in one call.
@@ -196,13 +217,8 @@ impl Userfault<'_> {
 }
 
 impl Drop for Userfault<'_> {
-    #[track_caller]
     fn drop(&mut self) {
-        let State { region, exists } = self.slot.state();
-        if exists && region.flags & USERFAULT != 0 {
-            let disabled = self.slot.region().toggled(USERFAULT).set();
-            assert_eq!(disabled, Ok(()), "clearing the flag");
-        }
+        self.clear();
     }
 }
 
@@ -227,7 +243,15 @@ impl Slot {
     }
 
     /// Describes a slot that KVM has not been told of, and the guest's tables do not have.
+    #[track_caller]
     pub fn undeclared(vm: &Vm, area: &Area, id: u32, gpa: Gpa) -> Self {
+        assert_ne!(id, OWN_SLOT, "libkvm has this slot");
+        Self::describe(vm, area, id, gpa)
+    }
+
+    #[track_caller]
+    fn describe(vm: &Vm, area: &Area, id: u32, gpa: Gpa) -> Self {
+        vm.inner().claim(id);
         vm.inner().keep(area);
         let mut region = bindings::kvm_userspace_memory_region2 {
             slot: id,
@@ -248,20 +272,28 @@ impl Slot {
             vm: Arc::clone(vm.inner()),
             id,
             area: area.clone(),
+            whole: region,
             state: Mutex::new(State { region, exists }),
+            changing: Mutex::default(),
         }))
     }
 
     /// Returns libkvm's own slot, which has the guest's code, its stacks and its page tables.
+    #[track_caller]
     pub fn of_tables(vm: &mut Vm) -> Self {
-        let (id, area) = vm.own_slot();
-        let slot = Self::undeclared(vm, &area, id, Gpa(0));
+        let area = vm.own_memory();
+        let slot = Self::describe(vm, &area, OWN_SLOT, Gpa(0));
         slot.lock().exists = true;
         slot
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("another thread has failed")
+    }
+
+    /// Waits until nobody changes the slot, and has it stay as it is.
+    pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
+        self.0.changing.lock().expect("another thread has failed")
     }
 
     fn state(&self) -> State {
@@ -283,6 +315,15 @@ impl Slot {
         Region {
             slot: self.clone(),
             raw: self.state().region,
+            bitmap: None,
+        }
+    }
+
+    /// Returns what the slot is with all of its memory, where it was first, without any flag.
+    pub fn whole(&self) -> Region {
+        Region {
+            slot: self.clone(),
+            raw: self.0.whole,
             bitmap: None,
         }
     }
@@ -382,6 +423,15 @@ impl Slot {
     #[track_caller]
     pub fn fill_page(&self, page: Page, content: &[u8]) {
         self.area().fill_page(self.inside(page), content);
+    }
+
+    /// Returns what is in a page.
+    #[track_caller]
+    pub fn content(&self, page: Page) -> Vec<u8> {
+        let words = 0..page_size() / size_of::<u64>();
+        words
+            .flat_map(|index| self.read(page, index).to_ne_bytes())
+            .collect()
     }
 
     /// Drops a page from the host, so that the next access finds it unmapped, and empty if the

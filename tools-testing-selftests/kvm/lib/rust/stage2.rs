@@ -5,6 +5,7 @@
 use crate::{
     ktap,
     slot::Slot,
+    sys::is_protected_host,
     units::{
         Gpa,
         Page, //
@@ -80,11 +81,25 @@ impl Mapping {
 /// this user.
 #[track_caller]
 fn directory(vm: RawFd) -> PathBuf {
+    if is_protected_host() {
+        ktap::skip("the hypervisor has stage 2 for itself (kvm-arm.mode=protected)");
+    }
     let all = Path::new("/sys/kernel/debug/kvm");
     match fs::read_dir(all) {
-        Ok(_) => all.join(format!("{}-{vm}", process::id())),
-        Err(error) => ktap::skip(format!("cannot look at stage 2 in {all:?}: {error}")),
+        Ok(_) => {}
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::PermissionDenied
+            ) =>
+        {
+            ktap::skip(format!("cannot look at stage 2 in {all:?}: {error}"))
+        }
+        Err(error) => panic!("cannot look at {all:?}: {error}"),
     }
+    let directory = all.join(format!("{}-{vm}", process::id()));
+    assert!(directory.is_dir(), "there is no {directory:?}");
+    directory
 }
 
 /// Reads a file of tables, or skips the case where KVM has none.
@@ -93,7 +108,7 @@ fn read(path: &Path) -> Vec<Mapping> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            ktap::skip("KVM shows no stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS, or a protected host)")
+            ktap::skip("KVM shows no stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)")
         }
         Err(error) => panic!("cannot read {path:?}: {error}"),
     };
@@ -119,8 +134,12 @@ impl Stage2 {
     #[track_caller]
     fn read_shadow(vm: RawFd) -> Self {
         let directory = directory(vm).join("nested");
-        let Ok(files) = fs::read_dir(&directory) else {
-            ktap::skip("KVM shows no shadow stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)");
+        let files = match fs::read_dir(&directory) {
+            Ok(files) => files,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                ktap::skip("KVM shows no shadow stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)")
+            }
+            Err(error) => panic!("cannot look at {directory:?}: {error}"),
         };
         let path = |file: std::io::Result<fs::DirEntry>| file.expect("cannot list debugfs").path();
         Self(files.map(path).flat_map(|path| read(&path)).collect())

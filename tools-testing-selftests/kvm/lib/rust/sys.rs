@@ -10,6 +10,7 @@ use std::{
         c_void, //
     },
     fmt,
+    fs,
     io,
     marker::PhantomData,
     os::fd::RawFd,
@@ -31,7 +32,7 @@ macro_rules! errnos {
     };
 }
 
-errnos!(EAGAIN EBADF EEXIST EFAULT EINTR EINVAL ENODATA ENOENT EPERM);
+errnos!(EAGAIN EBADF EBUSY EEXIST EFAULT EINTR EINVAL ENOMEM EPERM);
 
 impl Errno {
     /// Returns the error of the system call that has just failed in this thread.
@@ -139,8 +140,39 @@ pub fn allow_tagged_pointers() -> Result<(), Errno> {
     Errno::check(unsafe { bindings::prctl(control, enable, 0_u64, 0_u64, 0_u64) }).map(|_| ())
 }
 
+/// Calls a function on each CPU that this thread may run on, one after the other.
+pub(crate) fn on_each_cpu(mut call: impl FnMut()) {
+    let size = size_of::<bindings::cpu_set_t>();
+    let mut all = bindings::cpu_set_t::default();
+    // SAFETY: The set is as large as is said.
+    let got = unsafe { bindings::sched_getaffinity(0, size, &mut all) };
+    Errno::check(got).expect("sched_getaffinity failed");
+    let run_on = |cpus: &bindings::cpu_set_t| {
+        // SAFETY: As above.
+        let set = unsafe { bindings::sched_setaffinity(0, size, cpus) };
+        Errno::check(set).expect("sched_setaffinity failed");
+    };
+    for (index, word) in all.__bits.iter().enumerate() {
+        for bit in (0..u64::BITS).filter(|bit| (word >> bit) & 1 != 0) {
+            let mut one = bindings::cpu_set_t::default();
+            one.__bits[index] = 1 << bit;
+            run_on(&one);
+            call();
+        }
+    }
+    run_on(&all);
+}
+
 /// Returns whether this process may do what root may.
 pub fn is_root() -> bool {
     // SAFETY: Always safe to call.
     unsafe { bindings::geteuid() == 0 }
+}
+
+/// Returns whether the host is asked to protect guests' memory from itself, and so does not have
+/// their stage 2 in its hands. No capability tells.
+pub(crate) fn is_protected_host() -> bool {
+    fs::read_to_string("/proc/cmdline")
+        .expect("cannot read /proc/cmdline")
+        .contains("kvm-arm.mode=protected")
 }

@@ -22,9 +22,8 @@ impl Trace {
         }
         let instance = instances.join(format!("kvm_selftest-{}", process::id()));
         fs::create_dir(&instance).expect("cannot create a trace instance");
+        ktap::at_end(&instance.to_string_lossy(), None);
         let enable = instance.join("events").join(event).join("enable");
-        let remove = instance.clone();
-        ktap::at_end(move || drop(fs::remove_dir(remove)));
         fs::write(&enable, "1").unwrap_or_else(|error| panic!("{enable:?}: {error}"));
         Self(instance)
     }

@@ -29,6 +29,11 @@ use std::{
         AsRawFd,
         FromRawFd, //
     },
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
+    thread,
     time::Duration, //
 };
 
@@ -121,6 +126,31 @@ impl Uffd {
         // SAFETY: This member is the one for the event.
         let address = unsafe { message.arg.pagefault.address };
         Some(Page((address - self.area.at(0).0) as usize / page_size()))
+    }
+
+    /// Has pages filled as they are asked for while something is done, and returns what that has
+    /// returned and which pages were asked for.
+    pub fn serve<T>(
+        &self,
+        content: impl Fn(Page) -> Vec<u8> + Sync,
+        something: impl FnOnce() -> T,
+    ) -> (T, Vec<Page>) {
+        let finished = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let handler = scope.spawn(|| {
+                let mut served = Vec::new();
+                while !finished.load(Ordering::Relaxed) {
+                    if let Some(page) = self.wait(Duration::from_millis(20)) {
+                        served.push(page);
+                        self.copy(page, &content(page));
+                    }
+                }
+                served
+            });
+            let done = something();
+            finished.store(true, Ordering::Relaxed);
+            (done, handler.join().expect("the handler has failed"))
+        })
     }
 
     /// Fills a page and wakes whoever waits for it. A page that is there already stays.

@@ -67,7 +67,8 @@ pub struct Bytes(pub u64);
 impl Bytes {
     /// Returns the size of a number of the host's pages.
     pub fn of_pages(pages: usize) -> Self {
-        Self((pages * page_size()) as u64)
+        let bytes = pages.checked_mul(page_size());
+        Self(bytes.expect("too many pages") as u64)
     }
 }
 

@@ -125,13 +125,14 @@ extern "C" fn ignore(_signal: i32) {}
 impl Kick {
     /// Has the vCPU's next, or current, call of [`Vcpu::run`] return [`Exit::Kicked`].
     pub fn kick(&self) {
-        self.0.asked.store(true, Ordering::SeqCst);
-        // For a thread that is about to enter the guest, and one that is in there.
+        // For a thread that is about to enter the guest, and one that is in there. Whoever sees
+        // that somebody has asked takes back what was stored before.
         self.immediate_exit().store(1, Ordering::SeqCst);
+        self.0.asked.store(true, Ordering::SeqCst);
         let thread = self.0.thread.load(Ordering::SeqCst);
         if thread != 0 {
-            // SAFETY: The thread has a handler. If it is gone, no other gets its signal that would
-            // not ignore it.
+            // SAFETY: The call takes numbers. Whichever thread of this process gets the signal has
+            // a handler for it, which does nothing.
             unsafe {
                 let (call, signal) = (bindings::SYS_tgkill.into(), bindings::SIGUSR1);
                 bindings::syscall(call, std::process::id(), thread, signal);
@@ -302,7 +303,8 @@ impl Vcpu {
             offset < len && len - offset >= size && offset % 8 == 0,
             "the guest has no ucall"
         );
-        // SAFETY: This is inside libkvm's memory, where the guest may write but does not now.
+        // SAFETY: This is inside libkvm's memory, which is there while the VM is. There are no
+        // references to it, it is aligned, and whatever guests write there is a valid value.
         let call = unsafe { ptr::read_volatile(address as *const bindings::ucall) };
         let [first, second, ..] = call.args;
         match call.cmd as u32 {

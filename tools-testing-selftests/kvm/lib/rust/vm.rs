@@ -15,6 +15,7 @@ use crate::{
     handle::VmInner,
     ktap,
     sys::{
+        is_protected_host,
         page_size,
         system_capability,
         Errno,
@@ -40,6 +41,10 @@ const CREATE_GUEST_MEMFD: Ioctl<bindings::kvm_create_guest_memfd> =
 const ENABLE_CAP: Ioctl<bindings::kvm_enable_cap> =
     unsafe { Ioctl::new(bindings::LIBKVM_ENABLE_CAP) };
 const ARM_VCPU_FINALIZE: Ioctl<i32> = unsafe { Ioctl::new(bindings::LIBKVM_ARM_VCPU_FINALIZE) };
+
+/// libkvm's own slot. The guest has its code, its stacks and its page tables there, from guest
+/// address 0 on.
+pub(crate) const OWN_SLOT: u32 = 0;
 
 /// A virtual machine.
 pub struct Vm(Arc<VmInner>);
@@ -72,9 +77,9 @@ impl Kind {
     }
 }
 
-/// Returns the mode that is as one of libkvm's, with no more than 40 bits of guest addresses, the
-/// number that KVM has for VMMs that do not ask for another. When a VM ends KVM goes through all
-/// addresses, which takes its time for 48 bits and more.
+/// Returns a mode of libkvm's with 40 bits of guest physical addresses in place of one with more.
+/// KVM itself gives a VM 40 bits if it is not asked for another number. When a VM ends KVM goes
+/// through all of its addresses: with 48 bits and more that takes a while.
 #[allow(non_upper_case_globals)]
 fn with_40_bits(mode: bindings::vm_guest_mode) -> bindings::vm_guest_mode {
     use bindings::*;
@@ -197,13 +202,11 @@ impl Vm {
 
     /// Creates a VM whose memory the host cannot access, or skips the case where there is none.
     pub fn protected() -> Self {
-        // No capability tells, but the kernel's command line asks for it.
-        let asked = std::fs::read_to_string("/proc/cmdline")
-            .expect("cannot read /proc/cmdline")
-            .contains("kvm-arm.mode=protected");
         match VmInner::bare(bindings::LIBKVM_VM_TYPE_PROTECTED) {
             Ok(vm) => Self(Arc::new(vm)),
-            Err(Errno::EINVAL) if !asked => ktap::skip("no protected VMs (kvm-arm.mode=protected)"),
+            Err(Errno::EINVAL) if !is_protected_host() => {
+                ktap::skip("no protected VMs (kvm-arm.mode=protected)")
+            }
             Err(error) => panic!("cannot create a protected VM: {error:?}"),
         }
     }
@@ -254,19 +257,14 @@ impl Vm {
         }
     }
 
-    /// Returns libkvm's own slot: its number and its memory. The guest has its code, its stacks and
-    /// its page tables there, from guest address 0 on.
-    pub(crate) fn own_slot(&mut self) -> (u32, Area) {
-        let raw = self.raw();
-        // SAFETY: The VM has this slot, and its memory for as long as it is there itself, as
-        // whoever asks for it is.
+    /// Returns the memory of [`OWN_SLOT`].
+    pub(crate) fn own_memory(&mut self) -> Area {
+        let (raw, owner) = (self.raw(), Arc::clone(&self.0));
+        // SAFETY: The VM has this slot, and its memory for as long as it is there itself.
         unsafe {
-            let region = (*bindings::memslot2region(raw, 0)).region;
+            let region = (*bindings::memslot2region(raw, OWN_SLOT)).region;
             let start = NonNull::new(region.userspace_addr as *mut u8).expect("no memory");
-            (
-                region.slot,
-                Area::of_others(start, region.memory_size as usize),
-            )
+            Area::of_others(start, region.memory_size as usize, Some(owner))
         }
     }
 

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What becomes of the accesses that KVM itself makes to marked pages, here to the tables of the
+//! interrupt controller.
+//!
+//! They do not exit. A VMM supplies such pages first, or has a userfaultfd for them. A failure
+//! means that this does not work for an access of KVM, or that one does more than it should: that
+//! it fails, or changes marks.
+//!
+//! The other access that KVM makes, to stolen time, is in `userfault_memory`.
+
+use libkvm::*;
+use std::ops::Range;
+
+/// What has a part of the slot each, of the 64K that tables are aligned to.
+#[derive(Clone, Copy)]
+enum Part {
+    Devices,
+    Collections,
+    Translations,
+    Commands,
+    Configuration,
+    Pending,
+    End,
+}
+
+impl Part {
+    fn start(self) -> Bytes {
+        Bytes((self as u64) << 16)
+    }
+
+    fn gpa(self) -> Gpa {
+        GPA + self.start()
+    }
+
+    fn page(self) -> usize {
+        self.start().0 as usize / page_size()
+    }
+}
+
+/// The interrupt of the device's event, and where its bit is in the table of those pending.
+const DEVICE: u32 = 0;
+const EVENT: u32 = 0;
+const LPI: u64 = 8192;
+const PENDING_WORD: usize = LPI as usize / 64;
+
+/// Marks addresses and commands that count.
+const VALID: u64 = 1 << 63;
+
+/// What the guest has written to the queue: it maps the device, a collection and the event.
+fn commands() -> [[u64; 4]; 3] {
+    const BITS_OF_EVENTS: u64 = 5;
+    let translations = Part::Translations.gpa().0;
+    [
+        [0x08, BITS_OF_EVENTS - 1, VALID | translations, 0],
+        [0x09, 0, VALID, 0],
+        [0x0a, LPI << 32, 0, 0],
+    ]
+}
+
+const COMMANDS: u64 = 3 * 32;
+
+/// Tells the ITS where its tables are, or that it has none.
+fn set_tables(its: &Its, are_valid: bool) {
+    for (register, part) in [(0, Part::Devices), (8, Part::Collections)] {
+        let address = if are_valid { VALID | part.gpa().0 } else { 0 };
+        its.set(GITS_BASER + register, address);
+    }
+}
+
+/// A machine whose interrupt controller has its tables in the slot, with the registers restored
+/// that say where.
+fn machine() -> (Machine, Its) {
+    const BITS_OF_LPIS: u64 = 16;
+    let mut machine = Machine::new(Backing::Anonymous, Part::End.page());
+    let its = machine.vm.add_its();
+    let parts = |register: u64| [register as u32, (register >> 32) as u32];
+    let configuration = Part::Configuration.gpa().0 | (BITS_OF_LPIS - 1);
+    its.set_redistributor(GICR_PROPBASER, parts(configuration));
+    its.set_redistributor(GICR_PENDBASER, parts(Part::Pending.gpa().0));
+    its.set(GITS_CBASER, VALID | Part::Commands.gpa().0);
+    set_tables(&its, true);
+    (machine, its)
+}
+
+/// Lets LPIs and the ITS begin.
+fn enable(its: &Its) {
+    its.set_redistributor(GICR_CTLR, [1]);
+    its.set(GITS_CTLR, 1);
+}
+
+/// Returns the memory of a guest that was saved while the interrupt was pending. All of it was
+/// marked: KVM does not mind.
+fn snapshot() -> Vec<Vec<u8>> {
+    let (machine, its) = machine();
+    let count = machine.slot.pages();
+    for (number, command) in commands().iter().enumerate() {
+        for (word, value) in command.iter().enumerate() {
+            let queue = Page(Part::Commands.page());
+            machine.slot.write(queue, 4 * number + word, *value);
+        }
+    }
+    let bitmap = Bitmap::marked(count);
+    let _flag = machine.enable(&bitmap);
+    enable(&its);
+    its.set(GITS_CWRITER, COMMANDS);
+    assert!(its.signal(DEVICE, EVENT), "no interrupt for the event");
+    expect_eq!(its.save_tables(), Ok(()));
+    expect_eq!(its.save_pending_tables(), Ok(()));
+    expect_eq!(pages(0..count).all(|page| bitmap.is_marked(page)), true);
+    pages(0..count)
+        .map(|page| machine.slot.content(page))
+        .collect()
+}
+
+/// When the pages are there that KVM accesses.
+#[derive(Clone, Copy, PartialEq)]
+enum Supplied {
+    /// After KVM has been there, when the guest asks for them.
+    Late,
+    /// By userfaultfd, while KVM waits.
+    ByUserfaultfd,
+    /// Before.
+    First,
+}
+
+/// Has KVM access parts of a restored guest's memory, which are marked, while the others are there.
+fn restore(supplied: Supplied, parts: Range<Part>, access: impl FnOnce(&Its)) -> (Machine, Its) {
+    let snapshot = snapshot();
+    let (machine, its) = machine();
+    let missing = parts.start.page()..parts.end.page();
+    let bitmap = Bitmap::new(snapshot.len()).with(missing.clone());
+    let supply = |page: Page| machine.slot.fill_page(page, &snapshot[page.0]);
+    let is_there = |page: &Page| supplied == Supplied::First || !missing.contains(&page.0);
+    pages(0..snapshot.len()).filter(is_there).for_each(supply);
+
+    let flag = machine.enable(&bitmap);
+    if supplied == Supplied::ByUserfaultfd {
+        let uffd = Uffd::new(machine.slot.area());
+        let content = |page: Page| snapshot[page.0].clone();
+        let ((), asked) = uffd.serve(content, || access(&its));
+        assert!(asked.contains(&Page(missing.start)), "KVM was not there");
+    } else {
+        access(&its);
+    }
+    let marked = pages(missing.clone()).all(|page| bitmap.is_marked(page));
+    expect_eq!(marked, true, "all that was marked");
+    if supplied == Supplied::Late {
+        pages(missing).for_each(supply);
+    }
+    flag.disable();
+    (machine, its)
+}
+
+fn restore_tables(its: &Its) {
+    expect_eq!(its.restore_tables(), Ok(()));
+}
+
+/// Tables of an ITS that are restored while their pages are marked are empty, without an error.
+/// They are found if they come by userfaultfd, or are supplied first.
+fn check_tables(supplied: Supplied, are_found: bool) {
+    let (_machine, its) = restore(supplied, Part::Devices..Part::Commands, restore_tables);
+    enable(&its);
+    let signalled = its.signal(DEVICE, EVENT);
+    expect_eq!(signalled, are_found, "there is an interrupt for the event");
+}
+
+fn marked_tables_are_empty() {
+    check_tables(Supplied::Late, false);
+}
+
+fn tables_come_by_userfaultfd() {
+    check_tables(Supplied::ByUserfaultfd, true);
+}
+
+fn tables_are_supplied_first() {
+    check_tables(Supplied::First, true);
+}
+
+/// The same for commands that the ITS is told to execute.
+fn check_commands(supplied: Supplied, are_found: bool) {
+    let (_machine, its) = restore(supplied, Part::Commands..Part::Configuration, |its| {
+        enable(its);
+        its.set(GITS_CWRITER, COMMANDS);
+    });
+    let signalled = its.signal(DEVICE, EVENT);
+    expect_eq!(signalled, are_found, "there is an interrupt for the event");
+}
+
+fn marked_commands_are_lost() {
+    check_commands(Supplied::Late, false);
+}
+
+fn commands_come_by_userfaultfd() {
+    check_commands(Supplied::ByUserfaultfd, true);
+}
+
+fn commands_are_supplied_first() {
+    check_commands(Supplied::First, true);
+}
+
+/// The same for interrupts that are pending, which KVM looks for when the ITS has them again.
+fn check_pending(supplied: Supplied, is_found: bool) {
+    let (machine, its) = restore(supplied, Part::Pending..Part::End, restore_tables);
+    expect_eq!(its.save_pending_tables(), Ok(()));
+    let word = machine.slot.read(Page(Part::Pending.page()), PENDING_WORD);
+    expect_eq!(word, u64::from(is_found), "interrupts that are pending");
+}
+
+fn marked_interrupts_are_not_pending() {
+    check_pending(Supplied::Late, false);
+}
+
+fn pending_interrupts_come_by_userfaultfd() {
+    check_pending(Supplied::ByUserfaultfd, true);
+}
+
+fn pending_interrupts_are_supplied_first() {
+    check_pending(Supplied::First, true);
+}
+
+/// What KVM saves to a page that is marked is lost when the VMM supplies the page afterwards.
+fn what_is_saved_to_a_marked_page_is_lost() {
+    let (machine, its) = restore(
+        Supplied::First,
+        Part::Devices..Part::Commands,
+        restore_tables,
+    );
+    let page = Page(Part::Devices.page());
+    let older = vec![0; page_size()];
+    machine.slot.fill_page(page, &older);
+    let bitmap = Bitmap::marked(machine.slot.pages());
+    let _flag = machine.enable(&bitmap);
+    expect_eq!(its.save_tables(), Ok(()));
+    assert!(machine.slot.content(page) != older, "KVM saved nothing");
+    machine.slot.fill_page(page, &older);
+    bitmap.clear(page);
+
+    set_tables(&its, false);
+    set_tables(&its, true);
+    restore_tables(&its);
+    enable(&its);
+    let signalled = its.signal(DEVICE, EVENT);
+    expect_eq!(signalled, false, "there is an interrupt for the event");
+}
+
+test_main! {
+    about: "Accesses of KVM itself to marked pages, where the interrupt controller has its tables.",
+    needs: needs_userfault,
+    cases: [
+        marked_tables_are_empty,
+        tables_come_by_userfaultfd,
+        tables_are_supplied_first,
+        marked_commands_are_lost,
+        commands_come_by_userfaultfd,
+        commands_are_supplied_first,
+        marked_interrupts_are_not_pending,
+        pending_interrupts_come_by_userfaultfd,
+        pending_interrupts_are_supplied_first,
+        what_is_saved_to_a_marked_page_is_lost,
+    ],
+}

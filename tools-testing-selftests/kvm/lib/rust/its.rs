@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The interrupt controller whose tables are in the guest's memory, where KVM reads and writes
+//! them.
+
+use crate::{
+    bindings,
+    handle::VmInner,
+    ktap,
+    sys::{
+        Errno,
+        Ioctl, //
+    },
+    vm::Vm, //
+};
+use std::{
+    fs::File,
+    os::fd::{
+        AsRawFd,
+        FromRawFd,
+        RawFd, //
+    },
+    ptr,
+    sync::Arc, //
+};
+
+// SAFETY: Both take what api.rst has for them. KVM reads a value at the address, which is valid.
+const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
+    unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
+const SIGNAL_MSI: Ioctl<bindings::kvm_msi> = unsafe { Ioctl::new(bindings::LIBKVM_SIGNAL_MSI) };
+
+/// An ITS, and the GICv3 with one redistributor that it goes with.
+pub struct Its {
+    vm: Arc<VmInner>,
+    its: File,
+    gic: RawFd,
+}
+
+impl Vm {
+    /// Adds an ITS, or skips the case where the VM has no GICv3.
+    #[track_caller]
+    pub fn add_its(&mut self) -> Its {
+        let vm = Arc::clone(self.inner());
+        // SAFETY: The pointer is valid and used by nobody else, and the file descriptor of the ITS
+        // is new and has no other owner. That of the GIC is the VM's.
+        unsafe {
+            let raw = vm.raw();
+            if !(*raw).arch.has_gic {
+                ktap::skip("guests have no GICv3 here");
+            }
+            let its = File::from_raw_fd(bindings::vgic_its_setup(raw));
+            let gic = (*raw).arch.gic_fd;
+            Its { vm, its, gic }
+        }
+    }
+}
+
+impl Its {
+    fn set_attribute<T>(fd: RawFd, group: u32, attr: u32, value: &T) -> Result<(), Errno> {
+        let mut attribute = bindings::kvm_device_attr {
+            group,
+            attr: attr.into(),
+            addr: ptr::from_ref(value) as u64,
+            ..Default::default()
+        };
+        SET_DEVICE_ATTR.call(fd, &mut attribute).map(|_| ())
+    }
+
+    /// Writes a register of the ITS.
+    #[track_caller]
+    pub fn set(&self, register: u32, value: u64) {
+        let group = bindings::KVM_DEV_ARM_VGIC_GRP_ITS_REGS;
+        Self::set_attribute(self.its.as_raw_fd(), group, register, &value).unwrap_or_else(
+            |error| panic!("cannot set the ITS's register {register:#x}: {error:?}"),
+        );
+    }
+
+    /// Writes the parts of a register of the redistributor.
+    #[track_caller]
+    pub fn set_redistributor<const N: usize>(&self, register: u32, parts: [u32; N]) {
+        let group = bindings::KVM_DEV_ARM_VGIC_GRP_REDIST_REGS;
+        for (register, part) in (register..).step_by(4).zip(parts) {
+            Self::set_attribute(self.gic, group, register, &part).unwrap_or_else(|error| {
+                panic!("cannot set the redistributor's register {register:#x}: {error:?}")
+            });
+        }
+    }
+
+    fn control(fd: RawFd, what: u32) -> Result<(), Errno> {
+        Self::set_attribute(fd, bindings::KVM_DEV_ARM_VGIC_GRP_CTRL, what, &0_u64)
+    }
+
+    /// Has KVM write the ITS's tables.
+    pub fn save_tables(&self) -> Result<(), Errno> {
+        Self::control(self.its.as_raw_fd(), bindings::KVM_DEV_ARM_ITS_SAVE_TABLES)
+    }
+
+    /// Has KVM read the ITS's tables.
+    pub fn restore_tables(&self) -> Result<(), Errno> {
+        let what = bindings::KVM_DEV_ARM_ITS_RESTORE_TABLES;
+        Self::control(self.its.as_raw_fd(), what)
+    }
+
+    /// Has KVM write which LPIs are pending.
+    pub fn save_pending_tables(&self) -> Result<(), Errno> {
+        Self::control(self.gic, bindings::KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES)
+    }
+
+    /// Signals an event of a device, and returns whether the ITS has an interrupt for it.
+    #[track_caller]
+    pub fn signal(&self, device: u32, event: u32) -> bool {
+        let mut msi = bindings::kvm_msi {
+            address_lo: bindings::LIBKVM_GITS_TRANSLATER,
+            data: event,
+            flags: bindings::KVM_MSI_VALID_DEVID,
+            devid: device,
+            ..Default::default()
+        };
+        let signalled = SIGNAL_MSI.call(self.vm.fd(), &mut msi);
+        signalled.expect("KVM_SIGNAL_MSI failed") != 0
+    }
+}
