@@ -43,7 +43,7 @@ KUNIT_OPTION = "KVM_ARM64_USERFAULT_KUNIT_TEST"
 LEAKS = "/sys/kernel/debug/kmemleak"
 
 
-def suite(seconds=300, names="userfault_.*|set_memory_region_test"):
+def suite(seconds=300, names="userfault_.*|rust_guest|set_memory_region_test"):
     """Returns the command that shows KUnit's results and runs the selftests of the series.
 
     A program may take some time; kselftest's own limit is for machines that are not emulated.

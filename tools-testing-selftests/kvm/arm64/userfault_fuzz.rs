@@ -139,6 +139,13 @@ impl Memory {
         self.area().backing() == Backing::GuestMemfd
     }
 
+    fn is_huge(&self) -> bool {
+        matches!(
+            self.area().backing(),
+            Backing::AnonymousThp | Backing::ShmemThp
+        )
+    }
+
     fn area(&self) -> &Area {
         self.slot.area()
     }
@@ -166,6 +173,8 @@ struct World {
     marks: Vec<Marks>,
     pending: Option<Try>,
     values: u64,
+    /// Whether huge pages are left as they are.
+    is_calm: bool,
     /// What was done, to which memory and to which page, or to which bit of bitmaps.
     trace: Vec<(Option<usize>, Option<usize>, String)>,
 }
@@ -211,6 +220,7 @@ impl World {
             marks: vec![marks(Backing::Anonymous), marks(Backing::Shmem)],
             pending: None,
             values: 0,
+            is_calm: random.one_in(2),
             trace: vec![(None, None, format!("memory 0 is {backing:?}"))],
         }
     }
@@ -327,6 +337,8 @@ impl World {
         match random.below(10) {
             0 => how = How::Delete,
             1 => told.place = random.of(&places()),
+            3 => told.bitmap = bitmap,
+            4 => (told.place, told.bitmap) = (random.of(&places()), bitmap),
             2 if !memory.is_file() => told.flags ^= LOG,
             _ => {
                 told.flags ^= USERFAULT;
@@ -447,12 +459,12 @@ impl World {
         self.expect(at, exit, Exit::Sync(access.kind, value));
 
         // A block may have been mapped, of pages that are not marked.
-        let is_huge = matches!(
-            memory.area().backing(),
-            Backing::AnonymousThp | Backing::ShmemThp
-        );
         let is_clear = |other: &usize| self.stops(told, *other).is_none();
-        let around = told.pages.clone().filter(|_| is_huge).filter(is_clear);
+        let around = told
+            .pages
+            .clone()
+            .filter(|_| memory.is_huge())
+            .filter(is_clear);
         let mapped: Vec<usize> = around.chain([page]).collect();
         let is_logged = told.flags & LOG != 0;
         let memory = &mut self.memories[at.0];
@@ -507,6 +519,9 @@ impl World {
 
     fn discard(&mut self, number: usize, page: usize, random: &mut Random) {
         let memory = &mut self.memories[number];
+        if self.is_calm && memory.is_huge() {
+            return;
+        }
         let is_shared = matches!(memory.area().backing(), Backing::Shmem | Backing::ShmemThp);
         let is_punched = memory.is_file() || is_shared && random.one_in(2);
         if is_punched {
@@ -578,6 +593,15 @@ impl World {
         self.expect((number, page), seen, expected);
     }
 
+    /// Has the host make huge pages again of what has lost some of its pages.
+    fn collapse(&mut self) {
+        let memory = &self.memories[0];
+        if memory.is_huge() {
+            let collapsed = memory.area().advise(0..PAGES, Advice::Collapse);
+            self.note(Some(0), None, format!("memory 0: collapsed: {collapsed:?}"));
+        }
+    }
+
     fn step(&mut self, random: &mut Random) {
         match random.below(100) {
             0..20 => self.call(random),
@@ -588,7 +612,8 @@ impl World {
                 self.discard(number, page, random);
             }
             88..93 => self.write(random),
-            93..97 => self.change_bitmap(random),
+            93..96 => self.change_bitmap(random),
+            96..98 => self.collapse(),
             _ => self.look_at_log(random),
         }
     }
@@ -609,6 +634,8 @@ fn watch() {
 }
 
 fn fuzz(count: u64, seed: u64) {
+    // Tags are refused even where the kernel takes them elsewhere, if it does.
+    let _ = allow_tagged_pointers();
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut steps = 0..count;
     while !steps.is_empty() {

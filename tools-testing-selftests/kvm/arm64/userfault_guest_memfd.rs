@@ -107,6 +107,7 @@ fn slot_is_created_with_the_flag() {
 fn nothing_else_changes() {
     const LOG: u32 = KVM_MEM_LOG_DIRTY_PAGES;
     let mut machine = machine();
+    let other = machine.vm.guest_memfd(PAGES, 0);
     let bitmap = Bitmap::new(PAGES);
     let elsewhere = Gpa(3 << 30);
     let slot = machine.slot.clone();
@@ -137,7 +138,12 @@ fn nothing_else_changes() {
             enabled().guest_memfd_offset(page),
             Errno::EINVAL,
         ),
-        ("its file", enabled().no_guest_memfd(), Errno::EBADF),
+        ("its file", enabled().guest_memfd(None), Errno::EBADF),
+        (
+            "its file for another",
+            enabled().guest_memfd(Some(&other)),
+            Errno::EINVAL,
+        ),
     ] {
         expect_eq!(change.set(), Err(error), "changed {what}");
     }

@@ -110,25 +110,35 @@ fn blocks_with_a_mark_go() {
     }
 }
 
-/// Parts of stage 2 without a table are passed over, but nothing behind them is, wherever the slot
-/// begins: here within what one table maps.
+/// The first page that is mapped goes, whatever lies before it: marks of all pages or of every
+/// second, in the step in which KVM unmaps it or in one of its own.
 fn hole_does_not_hide_what_follows() {
     // A table has as many entries, of 8 bytes, as fit in a page.
     let entries = page_size() / 8;
     let (first, mapped) = (3, Page(entries));
-    let mut machine = Machine::new(Backing::Anonymous, 2 * entries);
-    let part = machine.slot.region().part(first..2 * entries);
-    expect_eq!(machine.slot.region().delete(), Ok(()));
-    expect_eq!(part.set(), Ok(()));
-    let address = Gva(machine.slot.gpa(mapped).0);
-    machine.vcpus[0].set_args(address, 1, page_size() as u64);
-    machine.read(0..1);
-    expect_eq!(machine.slot.mapped(), [mapped]);
+    let count = 2 * entries;
+    // KVM begins a new step at this address, with pages of any size.
+    let across = Gpa((2 << 30) - Bytes::of_pages(entries).0);
+    for (gpa, distance) in [(GPA, 1), (GPA, 2), (across, 1), (across, 2)] {
+        let (mut vm, vcpus) = Vm::new(count, 1, guest::read_pages);
+        let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, gpa, count);
+        let mut machine = Machine::of_slot((vm, vcpus), slot);
+        let part = machine.slot.region().part(first..count);
+        expect_eq!(machine.slot.region().delete(), Ok(()));
+        expect_eq!(part.set(), Ok(()));
+        let address = Gva(machine.slot.gpa(mapped).0);
+        machine.vcpus[0].set_args(address, 1, page_size() as u64);
+        machine.read(0..1);
+        expect_eq!(machine.slot.mapped(), [mapped]);
 
-    let bitmap = Bitmap::marked(2 * entries - first);
-    let _flag = machine.enable(&bitmap);
-    expect_eq!(machine.slot.mapped(), []);
-    expect_eq!(machine.run(), machine.userfault(mapped));
+        let bitmap = Bitmap::new(count - first);
+        for page in (first..count).filter(|page| page % distance == 0) {
+            bitmap.mark(Page(page - first));
+        }
+        let _flag = machine.enable(&bitmap);
+        expect_eq!(machine.slot.mapped(), [], "{gpa:?}, every {distance}th");
+        expect_eq!(machine.run(), machine.userfault(mapped));
+    }
 }
 
 /// What cannot be read of the bitmap may have any mark, so all pages go whose bit is there, and

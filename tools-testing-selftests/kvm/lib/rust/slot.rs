@@ -138,9 +138,11 @@ impl Region {
         self
     }
 
-    /// Names no file.
-    pub fn no_guest_memfd(mut self) -> Self {
-        self.raw.guest_memfd = u32::MAX;
+    /// Names the file of other memory, or none.
+    pub fn guest_memfd(mut self, area: Option<&Area>) -> Self {
+        let file = area.map(|area| area.file());
+        let file = file.as_ref().and_then(|file| file.as_ref());
+        self.raw.guest_memfd = file.map_or(u32::MAX, |file| file.as_raw_fd() as u32);
         self
     }
 
