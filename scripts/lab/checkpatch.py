@@ -14,6 +14,7 @@ EXCEPTIONS = {
     "WARNING: Unknown commit id": "the base here has no history",
     "arch/arm64/kvm/trace_arm.h:": "tracepoints are laid out like all others of that file",
     "arch/arm64/include/asm/mte.h:": "its empty functions stand without lines between them",
+    "missing.sh:2: WARNING: Misplaced SPDX": "its first line, #!/bin/sh, is not in the patch",
     "'inout' may be misspelled": "an operand of Rust's asm!()",
     "'TGE' may be misspelled": "a bit of HCR_EL2",
 }

@@ -55,7 +55,10 @@ class Errors(unittest.TestCase):
         """A program that is told to end, or interrupted, ends without a traceback."""
         for which, code in ((signal.SIGTERM, 143), (signal.SIGINT, 1)):
             body = "import os; os.kill(os.getpid(), %d)" % which
-            words = [sys.executable, "-c", f"import common\ndef f():\n {body}\ncommon.main(f)"]
+            # A shell's background job, like this one maybe, ignores SIGINT.
+            heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+            body = f"import common\n{heed}\ndef f():\n {body}\ncommon.main(f)"
+            words = [sys.executable, "-c", body]
             done = subprocess.run(
                 words, cwd=common.LAB, capture_output=True, text=True, check=False
             )
