@@ -368,7 +368,7 @@ impl World {
             How::FirstVersion => region.set1(),
             How::Delete => region.delete(),
             How::BehindTheEnd => region.guest_memfd_offset(Bytes(1 << 40)).set(),
-            How::NoFile => region.no_guest_memfd().set(),
+            How::NoFile => region.guest_memfd(None).set(),
         };
         let call = format!("memory {number}: {how:?} {told:x?}: {seen:?}");
         self.note(Some(number), None, call);

@@ -582,21 +582,36 @@ impl Area {
         is_present.then_some(frame)
     }
 
-    /// Takes the memory of a page for broken until the case ends, or skips it where that cannot be
-    /// undone then.
+    /// Has memory of a page that is taken out of service come back when the case ends, or skips the
+    /// case where that cannot be done.
     #[track_caller]
-    pub fn poison(&self, page: Page) {
+    fn take_out(&self, page: Page, how: u32) -> Result<(), Errno> {
         const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
         if let Err(error) = fs::metadata(UNPOISON) {
             ktap::skip(format!("cannot unpoison a page: {UNPOISON}: {error}"));
         }
         let frame = self.frame(page).expect("there is no page");
+        self.madvise(page.0..page.0 + 1, how)?;
+        ktap::at_end(UNPOISON, Some(&format!("{frame:#x}")));
+        Ok(())
+    }
+
+    /// Takes the memory of a page for broken until the case ends, or skips it where that cannot be
+    /// undone then.
+    #[track_caller]
+    pub fn poison(&self, page: Page) {
         // The kernel tells whoever has the page mapped.
         // SAFETY: The handler does nothing.
         unsafe { bindings::signal(bindings::SIGBUS as c_int, Some(ignore)) };
-        ktap::at_end(UNPOISON, Some(&format!("{frame:#x}")));
-        let poisoned = self.madvise(page.0..page.0 + 1, bindings::MADV_HWPOISON);
+        let poisoned = self.take_out(page, bindings::MADV_HWPOISON);
         assert_eq!(poisoned, Ok(()), "MADV_HWPOISON");
+    }
+
+    /// Has the kernel move a page to other memory, and skips the case as [`Area::poison`] does. The
+    /// page may be in use, so that it stays where it is.
+    #[track_caller]
+    pub fn move_page(&self, page: Page) -> Result<(), Errno> {
+        self.take_out(page, bindings::MADV_SOFT_OFFLINE)
     }
 
     /// Returns whether all of it is in huge pages, as the kernel says.
