@@ -19,6 +19,9 @@ use crate::slot::{
 /// The number of marks in a byte of the bitmap.
 const MARKS_PER_BYTE: u64 = 8;
 
+// The bitmap is read as bytes and looked at as words.
+const _: () = assert!(cfg!(target_endian = "little"));
+
 /// The number of a byte in the bitmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Byte(pub(crate) u64);

@@ -35,8 +35,9 @@ CASE_SECONDS, SECONDS = 900, 3600
 # What is compared: the base, and the series without and with the helper.
 BASE, CORE, HELPER = "base", "core", "helper"
 
-# The kernel that tests run on, and one that counts.
+# The kernel that tests run on, one that counts, and others whose clock ticks more or less often.
 COUNT, EVENTS = "4k", "4k-trace"
+TICKS = {100: "4k-hz100", 250: COUNT, 1000: "4k-hz1000"}
 # Where the kernels to compare are kept.
 FOLDER = CACHE / "bench-kernels"
 
@@ -76,12 +77,15 @@ def kinds_of(cpu):
         "instructions": Kind(f"counting-{cpu}", COUNT, ALL_LABELS, ALL),
         "events": Kind(f"counting-{cpu}", EVENTS, ALL_LABELS, CALLS),
         "scaling": Kind(f"eight-{cpu}", EVENTS, (HELPER,), DEMAND),
-        "toggles": Kind(f"eight-{cpu}", COUNT, (HELPER,), TOGGLES, alone=True),
     }
 
 
 MACHINES = {
-    "n1": kinds_of("n1"),
+    "n1": kinds_of("n1")
+    | {
+        f"toggles-{hertz}": Kind("eight-n1", variant, (HELPER,), TOGGLES, alone=True)
+        for hertz, variant in TICKS.items()
+    },
     "max": kinds_of("max"),
     "nvhe": {"events": Kind("nvhe", EVENTS, (CORE, HELPER), HYPERCALLS)},
     "protected": {"events": Kind("protected", EVENTS, (CORE, HELPER), HYPERCALLS)},
@@ -150,13 +154,16 @@ def image(build, commit, variant, jobs):
     return target
 
 
-def images_of(compared, variants, jobs):
-    """Builds the kernels and returns {(variant, name): where it is}; the same one is built once."""
+def images_of(compared, kinds, jobs):
+    """Builds the kernels of some kinds of figures and returns {(variant, name): where it is}; the
+    same one is built once."""
+    wanted = sorted({(kind.variant, label) for kind in kinds for label in kind.labels})
     images = {}
-    for variant in variants:
+    for variant, name in wanted:
         build = kernel.kernel(kgit.TREE, variant, jobs)
-        for name, (commit, rest) in compared.items():
-            images[variant, name] = image(build, commit, variant + rest, jobs)
+        commit, rest = compared[name]
+        images[variant, name] = image(build, commit, variant + rest, jobs)
+    variants = {variant for variant, _ in wanted}
     for old in FOLDER.glob("*/config"):
         if old.parent not in images.values() and old.parent.name.startswith(tuple(variants)):
             shutil.rmtree(old.parent)
@@ -271,9 +278,9 @@ def program():
         raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
     commit = kgit.git("rev-parse", args.branch or kgit.BRANCH)
     compared = kernels(commit)
-    variants = {kind.variant for kinds in chosen.values() for kind in kinds.values()}
+    kinds = [kind for kinds in chosen.values() for kind in kinds.values()]
     with lock("build-bench"):
-        images = images_of(compared, sorted(variants), args.jobs)
+        images = images_of(compared, kinds, args.jobs)
         build = kernel.kernel(kgit.TREE, COUNT, args.jobs)
         initrd = FOLDER / "initrd.cpio.gz"
         with selftests(build, commit, args.jobs) as installed:
@@ -282,7 +289,7 @@ def program():
         results, wrong = measure(chosen, images, initrd, args.quick, jobs)
     command = "scripts/bench" + (" --quick" if args.quick else "")
     command += "".join(f" --machine {name}" for name in args.machine or [])
-    about = describe(compared, command, config.read(build / ".config")["HZ"])
+    about = describe(compared, command)
     for path in report.write(args.output, results, about):
         print(path)
     for text in wrong:
@@ -290,13 +297,12 @@ def program():
     return 1 if wrong else 0
 
 
-def describe(compared, command, ticks):
+def describe(compared, command):
     """Returns what the results are of, for the report."""
     subject = functools.partial(kgit.git, "log", "-1", "--format=%s")
     return {
         "command": command,
         "emulator": output(["qemu-system-aarch64", "--version"]).splitlines()[0],
-        "hz": ticks,
         "kernels": {name: subject(commit) for name, (commit, _) in compared.items()},
     }
 

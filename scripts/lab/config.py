@@ -44,7 +44,7 @@ def fragments(variant):
     names = ["kernel"]
     names += ["rust"] if "norust" not in words else []
     names += ["helper"] if not {"norust", "nohelper"} & set(words) else []
-    names += [word for word in [pages, *words] if word in ("16k", "64k", "trace", "debug")]
+    names += [word for word in [pages, *words] if (FRAGMENTS / f"{word}.config").exists()]
     return [FRAGMENTS / f"{name}.config" for name in names]
 
 

@@ -207,6 +207,16 @@ def milliseconds(figures, name, **wanted):
     return "" if None in found else " / ".join(f"{time / 1e6:.2f}" for time in found)
 
 
+def ticking(kinds):
+    """Returns the figures of toggles with how often the clock of their kernel ticks."""
+    found = [(name.partition("-"), by_kernel) for name, by_kernel in kinds.items()]
+    return [
+        (hertz, by_kernel.get("helper", []))
+        for (what, _, hertz), by_kernel in found
+        if what == "toggles"
+    ]
+
+
 def toggle_table(figures):
     """Returns the tables of toggles by the clock."""
     rows = []
@@ -239,7 +249,7 @@ def ratio(amount, divisor):
     return None if amount is None or not divisor else amount / divisor
 
 
-def meaning(name, kinds, hertz):
+def meaning(name, kinds):
     """Returns in five lines what the figures mean for the author of a VMM."""
     helper = kinds.get("instructions", {}).get("helper", [])
     core = kinds.get("instructions", {}).get("core", [])
@@ -248,7 +258,11 @@ def meaning(name, kinds, hertz):
     few, all_ = (value(helper, "enable", marked=share) for share in (1, 100))
     both = [total(one, ("enable", "touch"), marked=1) for one in (core, helper)]
     paging, missing = (value(helper, f"demand-{how}", **ONE) for how in ("userfault", "missing"))
-    toggle = milliseconds(kinds.get("toggles", {}).get("helper", []), "toggle-set", slots=1, vcpus=8)
+    toggles = [
+        f"{times} with HZ={hertz}"
+        for hertz, figures in ticking(kinds)
+        if (times := milliseconds(figures, "toggle-set", slots=1, vcpus=8))
+    ]
     pages = sentence(
         "Paging on demand costs {} a page, by a userfaultfd {} times as much.",
         *(paging, ratio(missing, paging)),
@@ -280,10 +294,10 @@ def meaning(name, kinds, hertz):
             *(value(one, "unmarked-block") for one in (helper, core)),
         ),
     ]
-    if toggle:
+    if toggles:
         lines.append(
-            f"**A toggle waits** for a grace period: {toggle} ms (p50 / p99) with 8 vCPUs running"
-            f" and HZ={hertz}, on which it depends. Toggle rarely; marks need no call."
+            f"**A toggle waits** for a grace period, in ms (p50 / p99) with 8 vCPUs running:"
+            f" {', '.join(toggles)}. Toggle rarely; marks need no call."
         )
     return "".join(f"- {line}\n" for line in lines)
 
@@ -294,7 +308,7 @@ def page(results, about, has_picture):
     first = next((name for name in ("n1", "max") if name in results), None)
     parts = [
         "# What userfault costs\n",
-        *([meaning(first, results[first], about["hz"])] if first else []),
+        *([meaning(first, results[first])] if first else []),
         *(["![The main figures](bench.svg)\n"] if has_picture else []),
         f"Made by `{about['command']}` with {about['emulator']}, of three kernels that are",
         "configured alike; `--quick` has the main figures, `--output DIR` says where all goes:\n",
@@ -325,10 +339,10 @@ def page(results, about, has_picture):
             parts += [f"## {name}: paging by several vCPUs, on eight CPUs\n"]
             parts += ["How often locks were taken and waited for; the emulator says nothing of time.\n"]
             parts += [event_table(scaling, SCALING_ROWS, ("tlb", "longest", "cleaned", "icache"))]
-        if toggles := kinds.get("toggles"):
-            parts += [f"## {name}: toggles by the clock, on eight CPUs\n"]
-            parts += [f"Times of an emulator on a few CPUs, with HZ={about['hz']}, which matters.\n"]
-            parts += [toggle_table(toggles.get("helper", []))]
+        for hertz, figures in ticking(kinds):
+            parts += [f"## {name}: toggles by the clock, on eight CPUs, HZ={hertz}\n"]
+            parts += ["Times of an emulator that has few CPUs to run eight on.\n"]
+            parts += [toggle_table(figures)]
     return "\n".join(filter(None, parts))
 
 

@@ -20,7 +20,6 @@ ok 1 fault
 ABOUT = {
     "command": "scripts/bench",
     "emulator": "QEMU",
-    "hz": "250",
     "kernels": {"base": "Linux", "core": "one", "helper": "two"},
 }
 
@@ -46,7 +45,7 @@ def results():
         "n1": {
             "instructions": {"core": figures, "helper": figures},
             "events": {"core": events, "helper": events},
-            "toggles": {"helper": times},
+            "toggles-250": {"helper": times},
         }
     }
 

@@ -316,6 +316,51 @@ fn disable_costs_no_faults() {
     assert!(after <= before + 2, "{after} exits, {before} before");
 }
 
+guest_code! {
+    /// Reads the second page and counts that in the first, over and over, and calls the host only
+    /// when what it reads is zero.
+    fn count_reads(guest: Guest, base: Gva, _pages: u64, stride: u64) {
+        let mut reads = 0_u64;
+        loop {
+            if guest.read(base + Bytes(stride)) == 0 {
+                guest.sync(1, 0);
+            }
+            reads = reads.wrapping_add(1);
+            guest.write(base, reads);
+        }
+    }
+}
+
+/// A vCPU that stays in the guest through the call exits as well: its TLB has nothing of what is
+/// marked.
+fn nothing_marked_is_left_in_a_tlb() {
+    let (counter, page) = (Page(0), Page(1));
+    let mut machine = Machine::with_guest(Backing::Anonymous, 2, 1, count_reads);
+    let userfault = machine.userfault(page);
+    let exits = AtomicUsize::new(0);
+    let on_exit = |exit| {
+        expect_eq!(exit, userfault);
+        exits.fetch_add(1, Ordering::Relaxed);
+        thread::yield_now();
+    };
+    let bitmap = Bitmap::new(2);
+    machine.slot.write(page, 0, 1);
+    machine.run_while(on_exit, |slot| {
+        for _ in 0..50 {
+            let reads = slot.read(counter, 0);
+            ktap::wait_for("the vCPU to read", || slot.read(counter, 0) != reads);
+            bitmap.mark(page);
+            let flag = slot.enable(&bitmap);
+            slot.write(page, 0, 0);
+            let before = exits.load(Ordering::Relaxed);
+            ktap::wait_for("an exit", || exits.load(Ordering::Relaxed) != before);
+            slot.write(page, 0, 1);
+            bitmap.clear(page);
+            flag.disable();
+        }
+    });
+}
+
 /// Setting and clearing the flag, over and over, under running vCPUs: none sees a page while it is
 /// marked, and none sees anything but userfaults.
 fn toggle_under_vcpus() {
@@ -363,6 +408,7 @@ test_main! {
         slots_with_slices_of_one_bitmap,
         disable_keeps_mappings,
         disable_costs_no_faults,
+        nothing_marked_is_left_in_a_tlb,
         toggle_under_vcpus,
     ],
 }
