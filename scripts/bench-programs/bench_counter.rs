@@ -33,6 +33,28 @@ impl Moment {
     }
 }
 
+/// `struct timespec`, of C.
+#[repr(C)]
+struct Timespec {
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+unsafe extern "C" {
+    safe fn clock_gettime(clock: i32, time: &mut Timespec) -> i32;
+}
+
+/// Returns for how many nanoseconds the calling thread has run, which leaves out what it waits for.
+pub fn run_time() -> f64 {
+    const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
+    let mut time = Timespec {
+        seconds: 0,
+        nanoseconds: 0,
+    };
+    assert_eq!(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &mut time), 0);
+    time.seconds as f64 * 1e9 + time.nanoseconds as f64
+}
+
 /// Returns by how many nanoseconds a thread was late at most, while `operation` ran, that the
 /// scheduler has to run as soon as its time has come: on one CPU that is how long the kernel did
 /// not let go of it. Returns nothing where that is not possible.

@@ -5,6 +5,7 @@
 use crate::{
     counter::{
         lateness,
+        run_time,
         Moment, //
     },
     events::{
@@ -91,13 +92,27 @@ pub enum Sample {
 
 /// Measures an operation.
 pub fn sample(operation: impl FnOnce()) -> Sample {
+    measure(operation, |operation| {
+        let start = Moment::now();
+        operation();
+        start.elapsed()
+    })
+}
+
+/// Measures a call that waits for a grace period, without the wait: what the calling thread runs.
+pub fn sample_call(call: impl FnOnce()) -> Sample {
+    measure(call, |call| {
+        let start = run_time();
+        call();
+        run_time() - start
+    })
+}
+
+/// Counts events, if that is asked for, or takes the time.
+fn measure<T: FnOnce()>(operation: T, time: impl FnOnce(T) -> f64) -> Sample {
     match COUNTER.get() {
         Some(counter) => Sample::Events(counter.count(operation).expect("cannot count")),
-        None => {
-            let start = Moment::now();
-            operation();
-            Sample::Time(start.elapsed())
-        }
+        None => Sample::Time(time(operation)),
     }
 }
 

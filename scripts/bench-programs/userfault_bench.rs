@@ -36,6 +36,7 @@ use demand::{
 };
 use figure::{
     sample,
+    sample_call,
     sample_lateness,
     Figure,
     REPETITIONS,
@@ -235,13 +236,13 @@ fn marked_share() {
             let bitmap = marked(share, machine.slot.pages());
             let slot = machine.slot.clone();
             let mut flag = None;
-            enable.push(sample(|| flag = Some(slot.enable(&bitmap))));
+            enable.push(sample_call(|| flag = Some(slot.enable(&bitmap))));
             touch.push(sample(|| {
                 touch_all(&mut machine, |page| {
                     bitmap.clear(page);
                 })
             }));
-            disable.push(sample(|| drop(flag)));
+            disable.push(sample_call(|| drop(flag)));
         }
         for (name, samples) in [("enable", enable), ("touch", touch), ("disable", disable)] {
             Figure::new(name, SIZE).marked(share).report(samples);
@@ -257,7 +258,7 @@ fn flush() {
     for _ in 0..REPETITIONS {
         touch.push(sample(|| touch_all(&mut machine, none_marked)));
         let region = machine.slot.region();
-        flush.push(sample(|| assert_eq!(region.delete(), Ok(()))));
+        flush.push(sample_call(|| assert_eq!(region.delete(), Ok(()))));
         assert_eq!(machine.slot.region().set(), Ok(()));
     }
     Figure::new("flush", SIZE).report(flush);
@@ -313,10 +314,10 @@ fn slot_size() {
         let bitmap = Bitmap::new(slot.pages());
         let flag = slot.enable(&bitmap);
         touch_all(&mut machine, none_marked);
-        Figure::new("disable-by-size", size).report([sample(|| drop(flag))]);
+        Figure::new("disable-by-size", size).report([sample_call(|| drop(flag))]);
         let bitmap = marked(1, slot.pages());
         let figure = Figure::new("enable-by-size", size).marked(1);
-        figure.report([sample(|| drop(slot.enable(&bitmap)))]);
+        figure.report([sample_call(|| drop(slot.enable(&bitmap)))]);
     }
 }
 
@@ -345,8 +346,8 @@ fn terabyte() {
     let [mut enable, mut disable] = [(); 2].map(|()| Vec::new());
     for _ in 0..REPETITIONS {
         let mut flag = None;
-        enable.push(sample(|| flag = Some(slot.enable(&bitmap))));
-        disable.push(sample(|| drop(flag)));
+        enable.push(sample_call(|| flag = Some(slot.enable(&bitmap))));
+        disable.push(sample_call(|| drop(flag)));
     }
     Figure::new("enable-terabyte", TERABYTE).report(enable);
     Figure::new("disable-terabyte", TERABYTE).report(disable);
