@@ -11,6 +11,22 @@ import patches
 import tree
 from common import CACHE, PATCHES, REPO, LabError, output
 
+# Where the diff of a patch begins.
+END = b"\n---\n"
+
+
+def name_variants():
+    """Gives each variant the name, number and message of the patch that has its subject."""
+    by_subject = {kgit.subject(path.read_text()): path for path in patches.patch_files()}
+    for path in patches.variants():
+        patch = by_subject.get(kgit.subject(path.read_text()))
+        if patch:
+            message, diff = patch.read_bytes().partition(END)[0], path.read_bytes().partition(END)[2]
+            path.with_name(patch.name).write_bytes(message + END + diff)
+            if path.name != patch.name:
+                path.unlink()
+
+
 def write():
     """Writes patches/ and the mirrored folders from the branch."""
     if not kgit.tip():
@@ -25,6 +41,7 @@ def write():
             path.unlink()
     for name, content in new.items():
         (PATCHES / name).write_bytes(content)
+    name_variants()
     expected = mirrors.expected_mirrors(kgit.TREE, "base", kgit.BRANCH)
     for name in mirrors.actual_mirrors():
         if name not in expected:

@@ -77,6 +77,23 @@ class Series(small.Small):
         variant.rename(variant.with_name("0003-Another.patch"))
         self.assertEqual(export.check(), [wrong.replace("0001-KVM-Add-a-file", "0003-Another")])
 
+    def test_variant_is_numbered(self):
+        """A variant follows its patch to another place in the series, and keeps its diff."""
+        self.add_variant()
+        self.git("checkout", "--quiet", "--detach", "base")
+        self.write("virt/kvm/first.c", "first\n")
+        self.commit("KVM: Come first")
+        self.git("rebase", "--quiet", "--onto", "HEAD", "base", kgit.BRANCH)
+        parts = "core: KVM: Come first\nentry: MAINTAINERS: Add an entry\n"
+        (self.patches / "parts").write_text(parts)
+        export.write()
+        (variant,) = patches.variants()
+        self.assertEqual(variant.name, "0002-KVM-Add-a-file.patch")
+        text = variant.read_text()
+        self.assertIn("\nSubject: [RFC PATCH 2/3] KVM: Add a file\n", text)
+        self.assertIn("\n-line fifteen;\n", text)
+        self.assertEqual(export.check(), [])
+
     def test_another_base(self):
         """The tree takes the base that patches/base names, and keeps work that is not exported."""
         self.git("checkout", "--quiet", "-b", "newer", "base")
