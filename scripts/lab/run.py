@@ -39,6 +39,9 @@ KUNIT = "kvm_arm64_userfault"
 KUNIT_RESULTS = f"/sys/kernel/debug/kunit/{KUNIT}*/results"
 KUNIT_OPTION = "KVM_ARM64_USERFAULT_KUNIT_TEST"
 
+# What an ordinary user can run: most of the others look at stage 2, which is for root.
+USER_PROGRAMS = "userfault_(dirty_log|exits|guest_memfd|interface|kvm_access|memory|restore)"
+
 # Where a debug kernel shows what memory nothing refers to any more.
 LEAKS = "/sys/kernel/debug/kmemleak"
 
@@ -53,6 +56,15 @@ def suite(seconds=300, names="userfault_.*|rust_guest|set_memory_region_test"):
         f"cat {KUNIT_RESULTS} 2>/dev/null;"
         f" cd /kselftest && ./run_kselftest.sh --override-timeout {seconds} {tests}; code=$?;"
         f" if [ -e {LEAKS} ]; then sleep 6; echo scan >{LEAKS}; cat {LEAKS}; fi; exit $code"
+    )
+
+
+def as_user(command):
+    """Returns the command that runs another as nobody, who may use KVM and the console."""
+    return (
+        "mkdir -p /etc; echo nobody:x:65534:65534:nobody:/tmp:/bin/sh >/etc/passwd;"
+        " chmod 666 /dev/kvm /dev/stdout; chmod -R a+rX /kselftest;"
+        f" su nobody -c {shlex.quote(command)}"
     )
 
 
@@ -98,6 +110,15 @@ def boot_suite(name, build, initrd):
     """Runs KUnit and the selftests on a machine, and returns what is wrong."""
     code, lines = machine.boot(name, build, initrd, suite(), show=False)
     return verdict(name, build, code, lines)
+
+
+def boot_as_user(name, build, initrd):
+    """Runs the selftests on a machine as an ordinary user, and returns what is wrong."""
+    command = as_user(suite(names=USER_PROGRAMS))
+    code, lines = machine.boot(name, build, initrd, command, show=False)
+    # KUnit's results are in debugfs, which is for root.
+    wrong = problems(code, lines, kunit=False)
+    return wrong + skips.unexpected(f"{name}-user", build.name, ktap.parse(lines))
 
 
 def variant_of(args, pages):

@@ -296,6 +296,10 @@ def program():
             check(text, lambda: selftests(name, build(variant), initrd()))
     name = RUN["4k"][-1]
     check(
+        f"an ordinary user's programs pass on {name}",
+        lambda: "\n".join(run.boot_as_user(name, build("4k"), initrd())),
+    )
+    check(
         f"programs that were packed run on a machine as it is, {name}",
         lambda: "\n".join(here.check(name, build("4k"), args.jobs)),
     )
