@@ -31,7 +31,3 @@ class Nearest(unittest.TestCase):
         """An empty archive is an error that names the network."""
         with self.assertRaisesRegex(base.LabError, "network"):
             self.nearest()
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -116,7 +116,3 @@ class Report(unittest.TestCase):
             text = " ".join(root.itertext())
         for words in ("paging on demand", "with the helper", "userfaultfd MISSING"):
             self.assertIn(words, text)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -111,7 +111,3 @@ class Writing(unittest.TestCase):
         self.assertEqual((living.exists(), dead.exists(), third.exists()), (True, False, True))
         in_use.close()
         other.close()
-
-
-if __name__ == "__main__":
-    unittest.main()

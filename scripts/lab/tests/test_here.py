@@ -72,7 +72,7 @@ class Missing(unittest.TestCase):
         with mock.patch.object(here.os, "uname") as uname:
             uname.return_value.machine = "x86_64"
             with self.assertRaisesRegex(common.LabError, "(?s)x86_64.*--pack FILE"):
-                here.run(None, [])
+                here.run([])
 
 
 class Archive(unittest.TestCase):
@@ -105,7 +105,3 @@ class Report(unittest.TestCase):
             here.wrong(lines),
             ["no part 'CPU'", "nothing like 'value=' in part 'figures'", lines[-1]],
         )
-
-
-if __name__ == "__main__":
-    unittest.main()

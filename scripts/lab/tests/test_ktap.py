@@ -118,7 +118,3 @@ class Console(unittest.TestCase):
             (2, self.lines, "the suite ended with code 2"),
         ):
             self.assertEqual(run.problems(code, lines), [wrong])
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -141,7 +141,3 @@ class Loop(unittest.TestCase):
         code, text = self.run_matrix(boot, variant, machine="vhe")
         self.assertEqual((code, boot.call_count), (1, 2))
         self.assertIn("- the step failed; on vhe 4k\n", text)
-
-
-if __name__ == "__main__":
-    unittest.main()

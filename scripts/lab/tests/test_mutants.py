@@ -94,7 +94,3 @@ class Hunt(unittest.TestCase):
         """A machine that does not even begin is an error, and no endless loop."""
         with self.assertRaisesRegex(mutants.LabError, "did not get to its first mutant"):
             self.hunt([mutant(1)], ["nothing"])
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -110,7 +110,3 @@ class Files(unittest.TestCase):
             pathlib.Path(name, "a.mutants").write_text(text + text)
             with self.assertRaisesRegex(LabError, "more than one mutant is called one"):
                 mutate.mutants(pathlib.Path(name))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Parts and patches: every disagreement between them is noticed."""
 
-import unittest
 
 import export
 import parts
@@ -53,7 +52,3 @@ class Parts(small.Small):
                 "cover-old.txt is the cover letter of no part",
             ],
         )
-
-
-if __name__ == "__main__":
-    unittest.main()

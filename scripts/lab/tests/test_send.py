@@ -172,7 +172,3 @@ class DryRun(unittest.TestCase):
             send.prove(self.whole, mails, env)
         mails[1].write_text(text)
         send.prove(self.whole, mails, env)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -2,7 +2,6 @@
 """Patches, mirrored folders and tree: every difference between them is noticed."""
 
 import shutil
-import unittest
 from unittest import mock
 
 import base
@@ -144,7 +143,3 @@ class Series(small.Small):
             self.assertEqual(tree.own_work(), "")
         self.assertIn(mock.call("am", "--abort", tree=self.tree), git.mock_calls)
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -3,7 +3,6 @@
 
 import os
 import subprocess
-import unittest
 from unittest import mock
 
 import export
@@ -132,7 +131,3 @@ class Signed(small.Small):
         self.assertEqual(sign.latest(), sign.SIGNED)
         (self.patches / "0002-MAINTAINERS-Add-an-entry.patch").unlink()
         self.assertRaisesRegex(LabError, "of other patches", sign.latest)
-
-
-if __name__ == "__main__":
-    unittest.main()

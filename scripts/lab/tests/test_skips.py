@@ -47,7 +47,3 @@ class Skips(unittest.TestCase):
         """The list of the lab can be read, and a line of another form is named."""
         skips.allowed()
         self.assertRaisesRegex(LabError, "'vhe 4k' is not", skips.allowed, "vhe 4k\n")
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -58,7 +58,3 @@ class Steps(unittest.TestCase):
         self.assertEqual(self.results(), {})
         self.source["two"] = "changed"
         self.assertEqual(list(self.results(base, base, base, base)), [("4k", "Two"), ("16k", "Two")])
-
-
-if __name__ == "__main__":
-    unittest.main()

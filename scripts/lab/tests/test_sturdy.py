@@ -113,7 +113,3 @@ class Toolchain(unittest.TestCase):
             self.assertFalse(toolchain.is_up_to_date())
             toolchain.make()
             self.assertTrue(toolchain.is_up_to_date())
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -201,7 +201,3 @@ class Tests(unittest.TestCase):
                 code = series.program()
             names = [pathlib.Path(call.args[0][1]).name for call in run.mock_calls]
             self.assertEqual((code, names), expected)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The series on a kernel tree of the user's, which stays as it is."""
 
-import unittest
 
 import small
 import user_tree
@@ -67,7 +66,3 @@ class UserTree(small.Small):
         (self.user / ".git").rename(self.root / "elsewhere")
         with self.assertRaisesRegex(LabError, "not a git checkout"):
             user_tree.user_tree(self.user)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -50,7 +50,3 @@ class Documentation(unittest.TestCase):
             body = source[source.index(f"fn {function}") :]
             for line in filter(None, map(str.strip, excerpt.splitlines())):
                 self.assertIn(line, body, f"{file}, {function}()")
-
-
-if __name__ == "__main__":
-    unittest.main()
