@@ -65,7 +65,7 @@ class Checks:
         self.only, self.passed, self.failed = only, 0, 0
 
     def check(self, name, function):
-        """Runs a check: it fails by an exception or by returning what is wrong.
+        """Runs a check: it fails by an exception or by returning what is wrong, as a text or a list.
 
         One that passes returns nothing, or Passed."""
         if self.only and not any(word in name for word in self.only):
@@ -73,6 +73,7 @@ class Checks:
         start = time.monotonic()
         try:
             wrong = function() or ""
+            wrong = "\n".join(wrong) if isinstance(wrong, list) else wrong
         except LabError as error:
             wrong = str(error)
         seconds = time.monotonic() - start
@@ -107,11 +108,6 @@ def lab_tests():
     return result.stderr if result.returncode else None
 
 
-def series_check():
-    """Compares patches, mirrored folders and tree."""
-    return "\n".join(export.check())
-
-
 def rust_files(source):
     """Returns the Rust files that the series adds, of the whole tree or of a folder of it."""
     names = mirrors.added_files(kgit.TREE)
@@ -124,11 +120,6 @@ def rustfmt(source):
     with oracle.crate(source) as crate:
         ours = [crate / "main.rs", crate / "kernel.rs", *mutants.STAND_IN.glob("*.rs")]
         rust.check_format(source, *rust_files(source), *ours)
-
-
-def checkpatch_remarks(source):
-    """Runs checkpatch on each patch."""
-    return "\n".join(checkpatch.remarks(source, patches.patch_files()))
 
 
 def maintainers(source):
@@ -154,7 +145,7 @@ def kernel_warnings(source, build):
         )
     touched = "|".join(re.escape(name) for name in patches.touched_files())
     text = log.read_text(errors="replace")
-    return "\n".join(re.findall(rf"^.*(?:{touched}).*$", text, re.MULTILINE))
+    return re.findall(rf"^.*(?:{touched}).*$", text, re.MULTILINE)
 
 
 def clippy_selftests(source, build):
@@ -183,7 +174,7 @@ def clippy(source, build):
     with overlays(build):
         wrong = rust.clippy(source, build)
     clippy_selftests(source, build)
-    return "\n\n".join(wrong)
+    return wrong
 
 
 def refused(source, build):
@@ -196,7 +187,7 @@ def refused(source, build):
 def no_panic(source, build):
     """Looks for symbols in the helper that only a panic needs."""
     with overlays(build):
-        return "\n".join(rust.panic_symbols(source, build))
+        return rust.panic_symbols(source, build)
 
 
 def configuration(source, build):
@@ -204,18 +195,8 @@ def configuration(source, build):
     found = config.differences(source, build, build.name)
     bare = [f"{one.option}: {one.defconfig} -> {one.lab}" for one in found if not one.why]
     if bare:
-        return "\n".join(["these differ, and scripts/lab/config does not say why:", *bare])
+        return ["these differ, and scripts/lab/config does not say why:", *bare]
     return Passed(f"{len(found)} differ, each for a reason")
-
-
-def selftests(name, build, initrd):
-    """Runs KUnit and the selftests on a machine."""
-    return "\n".join(run.boot_suite(name, build, initrd))
-
-
-def demand_paging(name, build, initrd):
-    """Has the stock test page memory in by userfault."""
-    return "\n".join(ends.demand_paging(name, build, initrd))
 
 
 def mutants_fit(source):
@@ -230,7 +211,7 @@ def mutants_fit(source):
 def quick_mutants(jobs):
     """Tries some mutants, which have to be noticed."""
     trials = [trial for *_, trial in mutants.hunt(mutants.choose(QUICK_MUTANTS), jobs=jobs)]
-    return "\n".join(f"{one.mutant.name} survived" for one in trials if not one.by)
+    return [f"{one.mutant.name} survived" for one in trials if not one.by]
 
 
 def check_parts(check, jobs):
@@ -238,7 +219,7 @@ def check_parts(check, jobs):
     looks = []
     check("parts are named", lambda: looks.extend(ends.check_each(jobs, tested=[kgit.BRANCH])))
     for name, variant, look in looks:
-        check(f"part {name} stands alone, {variant} kernel", lambda: "\n".join(look()))
+        check(f"part {name} stands alone, {variant} kernel", look)
 
 
 def program():
@@ -258,15 +239,18 @@ def program():
         lambda: Passed(f"{models.check():,} states"),
     )
     source = tree.ready()
-    check("patches apply, mirrored folders agree", series_check)
+    check("patches apply, mirrored folders agree", export.check)
     check("Rust is formatted", lambda: rustfmt(source))
     check(
         "the selftests' runner tells cases apart that fail, hang, skip and crash on purpose",
-        lambda: "\n".join(ktap_cases.wrong(ktap_cases.report(source))),
+        lambda: ktap_cases.wrong(ktap_cases.report(source)),
     )
     check("the core agrees with the oracle", lambda: Passed(oracle.compare(source)))
     check("mutants fit the series, and name cases that are there", lambda: mutants_fit(source))
-    check("patches pass checkpatch --strict", lambda: checkpatch_remarks(source))
+    check(
+        "patches pass checkpatch --strict",
+        lambda: checkpatch.remarks(source, patches.patch_files()),
+    )
     check("MAINTAINERS is in order", lambda: maintainers(source))
 
     # What several checks use is built when the first of them runs.
@@ -293,23 +277,23 @@ def program():
     for variant, machines in RUN.items():
         for name in machines:
             text = f"the suite passes on {name}, {variant} kernel"
-            check(text, lambda: selftests(name, build(variant), initrd()))
+            check(text, lambda: run.boot_suite(name, build(variant), initrd()))
     name = RUN["4k"][-1]
     check(
         f"an ordinary user's programs pass on {name}",
-        lambda: "\n".join(run.boot_as_user(name, build("4k"), initrd())),
+        lambda: run.boot_as_user(name, build("4k"), initrd()),
     )
     check(
         f"programs that were packed run on a machine as it is, {name}",
-        lambda: "\n".join(here.check(name, build("4k"), args.jobs)),
+        lambda: here.check(name, build("4k"), args.jobs),
     )
     check("the example VMM passes its own tests", vmm.checks)
     for name in VMM_MACHINES:
         text = f"Linux is restored and migrated on demand on {name}"
-        check(text, lambda: "\n".join(vmm.quick(name, build("4k"))))
+        check(text, lambda: vmm.quick(name, build("4k")))
     check(
         "demand_paging_test pages in by userfault",
-        lambda: demand_paging("nofwb", build("4k"), initrd()),
+        lambda: ends.demand_paging("nofwb", build("4k"), initrd()),
     )
     check("tests notice what some mutants do", lambda: quick_mutants(args.jobs))
     check_parts(check, args.jobs)
