@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 
-from common import CACHE, LOGS, PATCHES, LabError
+from common import CACHE, PATCHES, LabError
 from common import output, read_fields, say, step, succeeds, write_if_changed
 
 SOURCES = CACHE / "sources"
@@ -48,14 +48,7 @@ def sha256(path):
 def apt_update(*options):
     """Brings the package lists up to date."""
     command = ["apt-get", "-q", *options, "update"]
-    try:
-        step("reading the archive's package lists", command, "apt-update")
-    except LabError:
-        if "is expired" not in (LOGS / "apt-update.log").read_text():
-            raise
-        say("this mirror is behind; taking its lists all the same, their signatures are checked")
-        command[2:2] = ["-o", "Acquire::Check-Valid-Until=false"]
-        step("reading the archive's package lists", command, "apt-update")
+    step("reading the archive's package lists", command, "apt-update")
 
 
 def development_archive():
@@ -76,19 +69,14 @@ def development_archive():
     return [f"-o{key}={value}" for key, value in options.items()]
 
 
-def versions(name, *options):
-    """Returns the versions of a package that the archive has, newest first."""
-    lines = output(["apt-cache", *options, "madison", name]).splitlines()
-    return [line.split("|")[1].strip() for line in lines]
-
-
 def candidates(*options):
     """Returns the kernel source packages that the archive has, as (name, version)."""
     search = ["apt-cache", *options, "search", "--names-only", r"^linux-source-[0-9.]+$"]
     names = output(search)
     found = []
     for name in sorted(line.split()[0] for line in names.splitlines()):
-        found += [(name, version) for version in versions(name, *options)]
+        lines = output(["apt-cache", *options, "madison", name]).splitlines()
+        found += [(name, line.split("|")[1].strip()) for line in lines]
     return list(dict.fromkeys(found))
 
 

@@ -8,6 +8,7 @@ program runs on the host as it is; with --cache DIR, or in $KVM_USERFAULT_CACHE,
 the cache is DIR.
 """
 
+import argparse
 import fcntl
 import os
 import pathlib
@@ -19,23 +20,16 @@ import sys
 LAB = pathlib.Path(__file__).resolve().parent
 
 
-def option(arguments, name):
-    """Returns the value of an option, or nothing; what comes after '--' is not ours."""
-    value = ""
-    for place, word in enumerate(arguments):
-        if word == "--":
-            break
-        if word == name and place + 1 < len(arguments):
-            value = arguments[place + 1]
-        elif word.startswith(f"{name}="):
-            value = word.partition("=")[2]
-    return value
-
-
-def has_option(arguments, *names):
-    """Says whether an option without a value is there."""
+def options(arguments):
+    """Returns the options that matter before a program runs; what comes after '--' is not ours."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--cache", nargs="?")
+    parser.add_argument("--pack", nargs="?")
+    for name in ("--delete-cache", "--host-tools", "--here"):
+        parser.add_argument(name, action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return any(name in ours for name in names)
+    return parser.parse_known_args(ours)[0]
 
 
 def remember_user():
@@ -49,10 +43,10 @@ def remember_user():
         os.environ["KVM_USERFAULT_SUBMITTER"] = found.stdout.strip()
 
 
-def find_cache(arguments):
+def find_cache(asked):
     """Finds the cache and tells the programs where it is."""
     default = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    cache = option(arguments, "--cache") or os.environ.get("KVM_USERFAULT_CACHE")
+    cache = asked.cache or os.environ.get("KVM_USERFAULT_CACHE")
     cache = os.path.abspath(cache or os.path.join(default, "kvm-userfault"))
     os.environ["KVM_USERFAULT_CACHE"] = cache
     return cache
@@ -88,11 +82,11 @@ def delete_cache(cache, toolchain):
 def program():
     """Runs a program of the lab."""
     arguments = sys.argv[1:]
-    cache = find_cache(arguments)
+    asked = options(arguments)
+    cache = find_cache(asked)
     remember_user()
-    host_tools = has_option(arguments, "--host-tools", "-h", "--help")
     # To see what this machine does, nothing of it is replaced.
-    host_tools |= has_option(arguments, "--here") and not has_option(arguments, "--pack")
+    host_tools = asked.host_tools or asked.help or (asked.here and not asked.pack)
     inside = os.environ.get("KVM_USERFAULT_INSIDE") or os.environ.get("KVM_USERFAULT_HOST_TOOLS")
     import toolchain  # Not before the cache is known.
 
@@ -100,7 +94,7 @@ def program():
         raise toolchain.LabError(
             f"a kernel cannot be built in '{cache}'.\nName a cache without spaces and colons."
         )
-    if has_option(arguments, "--delete-cache"):
+    if asked.delete_cache:
         return delete_cache(cache, toolchain)
     if host_tools or inside:
         os.execvp("python3", ["python3", "--", *arguments])
@@ -118,7 +112,7 @@ def program():
 if __name__ == "__main__":
     # Python's own folder for compiled files is the user's.
     sys.dont_write_bytecode = True
-    find_cache(sys.argv[1:])
+    find_cache(options(sys.argv[1:]))
     from common import main
 
     main(program)

@@ -67,9 +67,8 @@ def archive(target, jobs=None):
         output(["tar", "-C", scratch, "-czf", target, folder.name])
 
 
-def run(packed, words):
-    """Runs an archive's programs on this machine, and returns an exit code. Without an archive
-    these are built here."""
+def run(words):
+    """Builds the programs, runs them on this machine, and returns an exit code."""
     if os.uname().machine != "aarch64":
         raise LabError(
             f"this is no arm64 machine but {os.uname().machine}.\nMake an archive with"
@@ -77,10 +76,9 @@ def run(packed, words):
         )
     folder = CACHE / "here"
     folder.mkdir(parents=True, exist_ok=True)
-    if not packed:
-        packed = folder / "here.tar.gz"
-        words_of_pack = [LAB / "enter", LAB / "run.py", "--here", "--pack", packed]
-        step("building what is to be run", words_of_pack, "here")
+    packed = folder / "here.tar.gz"
+    pack_it = [LAB / "enter", LAB / "run.py", "--here", "--pack", packed]
+    step("building what is to be run", pack_it, "here")
     output(["tar", "-C", folder, "-xzf", packed])
     return subprocess.run([folder / "kvm-userfault/here", *words], check=False).returncode
 

@@ -102,6 +102,15 @@ def busybox():
     raise LabError("there is no busybox for arm64; install busybox-static:arm64")
 
 
+def make_root(root):
+    """Makes what each machine's initial RAM file system has."""
+    for name in ("bin", "dev", "lib", "proc", "sys", "tmp", "usr/bin"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(busybox(), root / "bin/busybox")
+    shutil.copy(LAB / "init", root / "init")
+    (root / "init").chmod(0o755)
+
+
 def archive(root, target):
     """Packs a directory as an initial RAM file system."""
     new = target.with_name(target.name + ".new")
@@ -119,11 +128,7 @@ def initrd(build, installed, target=None):
     say("packing the selftests for the machine")
     root = target.with_name("initrd")
     shutil.rmtree(root, ignore_errors=True)
-    for name in ("bin", "dev", "lib", "proc", "sys", "tmp", "usr/bin"):
-        (root / name).mkdir(parents=True)
-    shutil.copy(busybox(), root / "bin/busybox")
-    shutil.copy(LAB / "init", root / "init")
-    (root / "init").chmod(0o755)
+    make_root(root)
     for name in LIBRARIES:
         shutil.copy(library(name), root / "lib" / name)
     shutil.copytree(installed, root / "kselftest", symlinks=True)

@@ -5,8 +5,7 @@ import os
 import re
 import subprocess
 
-from common import CACHE, LAB, LOGS, LabError
-from common import output, succeeds, tail
+from common import CACHE, LAB, LabError, output, succeeds
 
 TREE = CACHE / "linux"
 BRANCH = "series"
@@ -70,22 +69,21 @@ def subject(mail):
 def am(tree, files, *options, identity=ROLE):
     """Applies patches with git am and commits that have the same ids everywhere."""
     command = ["git", "-C", tree, "am", "--quiet", "--committer-date-is-author-date", *options]
-    LOGS.mkdir(parents=True, exist_ok=True)
-    log = LOGS / "am.log"
-    with open(log, "w", encoding="utf-8") as out:
-        result = subprocess.run(
-            [str(word) for word in [*command, *files]],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            check=False,
-            env=environment(identity=identity),
-        )
+    result = subprocess.run(
+        [str(word) for word in [*command, *files]],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(identity=identity),
+    )
     if result.returncode:
+        lines = (result.stdout + result.stderr).splitlines()
+        said = [line for line in lines if not line.startswith("hint:")][-8:]
         failed = git("am", "--show-current-patch=raw", tree=tree)
         git("am", "--abort", tree=tree)
         raise LabError(
-            f"the patch '{subject(failed) or '?'}' does not apply to {tree}:\n"
-            f"{tail(log, 8)}\nThe tree is as it was before."
+            "\n".join([f"the patch '{subject(failed) or '?'}' does not apply to {tree}:", *said])
+            + "\nThe tree is as it was before."
         )
 
 

@@ -208,7 +208,6 @@ def program():
         "--here", action="store_true", help="run on this arm64 machine as it is, as root"
     )
     parser.add_argument("--pack", metavar="FILE", help="with --here: only make the archive")
-    parser.add_argument("--archive", metavar="FILE", help="with --here: what --pack has made")
     parser.add_argument(
         "--full", action="store_true", help="with --here: all tests and figures, not just a minute's"
     )
@@ -222,7 +221,7 @@ def program():
     if args.here and args.pack:
         return here.pack(pathlib.Path(args.pack).absolute(), args.jobs)
     if args.here:
-        return here.run(args.archive, ["--full"] if args.full else [])
+        return here.run(["--full"] if args.full else [])
     source = user_tree.user_tree(args.tree) if args.tree else tree.ready()
     if args.config_diff:
         return show_differences(args, source)

@@ -11,7 +11,7 @@ import tempfile
 
 import kernel
 import machine
-from common import CACHE, LAB, REPO, LabError, lock, say, step
+from common import CACHE, REPO, LabError, lock, say, step
 
 SOURCE = REPO / "scripts" / "vmm"
 # The trials, by the names of their scripts in scripts/vmm/try.
@@ -87,12 +87,8 @@ def initrd(build, programs):
         guest, root = pathlib.Path(directory) / "guest", pathlib.Path(directory) / "root"
         guest.mkdir()
         shutil.copy(programs / "guest", guest / "init")
-        for name in ("bin", "dev", "proc", "sys", "tmp", "usr/bin", "vmm"):
-            (root / name).mkdir(parents=True)
-        shutil.copy(kernel.busybox(), root / "bin/busybox")
-        shutil.copy(LAB / "init", root / "init")
-        (root / "init").chmod(0o755)
-        shutil.copytree(SOURCE / "try", root / "vmm", dirs_exist_ok=True)
+        kernel.make_root(root)
+        shutil.copytree(SOURCE / "try", root / "vmm")
         shutil.copy(programs / "vmm", root / "vmm/vmm")
         shutil.copy(build / "arch/arm64/boot/Image", root / "vmm/Image")
         kernel.archive(guest, root / "vmm/guest.cpio.gz")
