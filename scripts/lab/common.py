@@ -102,30 +102,23 @@ def no_space(path):
     return ""
 
 
-class Ticker:
+@contextlib.contextmanager
+def ticker(what, log):
     """Shows that a long step is alive: a line every 30 seconds."""
+    done, start = threading.Event(), time.monotonic()
 
-    def __init__(self, what, log):
-        self.what, self.log, self.done = what, log, threading.Event()
-
-    def __enter__(self):
-        self.thread = threading.Thread(target=self._tick, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.done.set()
-        self.thread.join()
-
-    def _tick(self):
-        start = time.monotonic()
-        while not self.done.wait(30):
-            try:
-                lines = sum(1 for _ in open(self.log, "rb"))
-            except OSError:
-                lines = 0
+    def tick():
+        """Shows the line."""
+        while not done.wait(30):
+            lines = log.read_bytes().count(b"\n")
             elapsed = int(time.monotonic() - start)
-            print(f"    {self.what}: {elapsed} s, {lines} lines of log", file=sys.stderr, flush=True)
+            print(f"    {what}: {elapsed} s, {lines} lines of log", file=sys.stderr, flush=True)
+
+    threading.Thread(target=tick, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def duration(seconds):
@@ -150,7 +143,7 @@ def step(what, command, log, *, cwd=None, env=None, stdin=None):
     say(f"{what} ({took(what)}log: {path})")
     start = time.monotonic()
     command = [str(word) for word in command]
-    with open(path, "w", encoding="utf-8") as out, Ticker(what, path):
+    with open(path, "w", encoding="utf-8") as out, ticker(what, path):
         out.write(f"$ {shlex.join(command)}\n")
         out.flush()
         result = subprocess.run(

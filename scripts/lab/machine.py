@@ -13,7 +13,7 @@ import tempfile
 import time
 
 import kernel
-from common import LOGS, LabError, Ticker, say
+from common import LOGS, LabError, say, ticker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def watch(words, log, limits, show):
     """Runs a machine to its end, showing its console, and returns (exit code, lines)."""
     LOGS.mkdir(parents=True, exist_ok=True)
     path = LOGS / f"{log}.log"
-    ticker = contextlib.nullcontext() if show else Ticker("running", path)
+    shown = contextlib.nullcontext() if show else ticker("running", path)
     lines, code, why = [], None, "stopped before its command ended"
     with (
         open(path, "w", buffering=1, encoding="utf-8") as out,
@@ -134,7 +134,7 @@ def watch(words, log, limits, show):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         ) as process,
-        ticker,
+        shown,
     ):
         try:
             for line in console(process, limits):

@@ -25,6 +25,7 @@ import mutants
 import mutate
 import oracle
 import patches
+import refused
 import run
 import rust
 import tree
@@ -177,13 +178,6 @@ def clippy(source, build):
     return wrong
 
 
-def refused(source, build):
-    """Builds what the selftests' crate has to refuse, as it would harm the host or the guest."""
-    out = build / "kselftest/kvm/rust"
-    check_guest = source / "tools/testing/selftests/kvm/lib/rust/check_guest.sh"
-    output([sys.executable, LAB / "refused/check.py", out, check_guest])
-
-
 def no_panic(source, build):
     """Looks for symbols in the helper that only a panic needs."""
     with overlays(build):
@@ -268,7 +262,7 @@ def program():
     check("Rust passes clippy", lambda: initrd() and clippy(source, build("4k")))
     check(
         "the selftests' crate refuses what is unsafe",
-        lambda: initrd() and refused(source, build("4k")),
+        lambda: initrd() and refused.wrong(source, build("4k")),
     )
     check("the helper cannot panic", lambda: no_panic(source, build("4k")))
     for variant in WARNED:
