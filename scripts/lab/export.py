@@ -50,10 +50,6 @@ def write():
         path = REPO / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    for folder in mirrors.MIRRORS.values():
-        for path in sorted((REPO / folder).rglob("*"), reverse=True):
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
     tree.applied_file().write_text(f"{patches.digest()} {kgit.tip()}\n")
     return len(new) - 1, len(expected)
 

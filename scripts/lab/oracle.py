@@ -104,12 +104,10 @@ def program():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_options(parser)
-    parser.add_argument("--tree", metavar="DIR", help="a kernel tree with the series")
     parser.add_argument("--cases", type=int, default=CASES, metavar="N", help=f"default: {CASES}")
     parser.add_argument("--seed", type=int, metavar="N", help="of the first case; default: any")
     args = parser.parse_args()
-    source = pathlib.Path(args.tree).resolve() if args.tree else tree.ready()
-    print(compare(source, args.cases, args.seed))
+    print(compare(tree.ready(), args.cases, args.seed))
 
 
 if __name__ == "__main__":

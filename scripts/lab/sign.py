@@ -2,8 +2,7 @@
 """Signs the series: a copy of patches/ with a submitter in the place of the role."""
 
 import email
-import email.header
-import email.utils
+import email.policy
 import hashlib
 import os
 import pathlib
@@ -56,9 +55,9 @@ def submitter():
 
 def author(path):
     """Returns name and address in the From of a patch or cover letter."""
-    message = email.message_from_string(path.read_text())
-    words = str(email.header.make_header(email.header.decode_header(message["From"])))
-    return email.utils.parseaddr(words)
+    message = email.message_from_string(path.read_text(), policy=email.policy.default)
+    sender = message["From"].addresses[0]
+    return sender.display_name, sender.addr_spec
 
 
 def as_person(text, identity):
