@@ -178,6 +178,20 @@ def clippy(source, build):
     return wrong
 
 
+def selftests_by_clang(source, jobs):
+    """Builds the selftests by LLVM=1, and returns which of those in Rust are no programs."""
+    build = kernel.directory(source, "selftests-clang")
+    build.mkdir(parents=True, exist_ok=True)
+    installed = kernel.selftests(source, build, jobs, ["LLVM=1", "CROSS_COMPILE="])
+    names = [path.stem for path in rust_files(source / "tools/testing/selftests/kvm/arm64")]
+    programs = {name: installed / "kvm" / name for name in names}
+    return [
+        f"{name} was not built"
+        for name, path in programs.items()
+        if not path.exists() or kernel.elf_machine(path) != kernel.EM_AARCH64
+    ]
+
+
 def no_panic(source, build):
     """Looks for symbols in the helper that only a panic needs."""
     with overlays(build):
@@ -264,6 +278,7 @@ def program():
         "the selftests' crate refuses what is unsafe",
         lambda: initrd() and refused.wrong(source, build("4k")),
     )
+    check("the selftests are built by LLVM as well", lambda: selftests_by_clang(source, args.jobs))
     check("the helper cannot panic", lambda: no_panic(source, build("4k")))
     for variant in WARNED:
         name = f"{variant} compiles without warnings at W=1"
