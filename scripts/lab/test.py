@@ -251,7 +251,7 @@ def program():
     check("Rust is formatted", lambda: rustfmt(source))
     check(
         "the selftests' runner tells cases apart that fail, hang, skip and crash on purpose",
-        lambda: ktap_cases.wrong(ktap_cases.report(source)),
+        lambda: ktap_cases.wrong(source),
     )
     check("the core agrees with the oracle", lambda: Passed(oracle.compare(source)))
     check("mutants fit the series, and name cases that are there", lambda: mutants_fit(source))

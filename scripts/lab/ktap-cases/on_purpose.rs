@@ -6,6 +6,7 @@
 use libkvm::*;
 use std::{
     fs,
+    io::Write,
     process,
     thread, //
 };
@@ -36,6 +37,10 @@ fn skips_in_a_thread() {
     }
 }
 
+fn skips_in_a_process() {
+    ktap::start_process(|| ktap::skip("on purpose")).join();
+}
+
 fn hangs() {
     loop {
         thread::park();
@@ -54,11 +59,13 @@ fn exits() {
 const FILE: &str = "/tmp/ktap_on_purpose";
 
 fn is_killed_before_it_undoes() {
-    fs::write(FILE, "done").unwrap();
+    let _process = ktap::start_process(|| {
+        ktap::diagnostic(&format!("left behind: {}", process::id()));
+        hangs();
+    });
     ktap::at_end(FILE, Some("undone"));
-    loop {
-        thread::park();
-    }
+    fs::write(FILE, "done").unwrap();
+    hangs();
 }
 
 fn sees_what_was_undone() {
@@ -76,12 +83,35 @@ fn cannot_be_undone() {
     ktap::at_end("/proc/none", Some("1"));
 }
 
+fn tells_more_than_fits_in_a_pipe() {
+    let tell = || (0..1000).for_each(|_| ktap::at_end("/dev/null", Some("one\ntwo")));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(tell);
+        }
+    });
+}
+
 fn waits_in_vain() {
     ktap::wait_for("something that never happens", || false);
 }
 
 fn prints_another_result() {
     println!("not ok 1 passes");
+    println!("# Totals: pass:99 fail:0 xfail:0 xpass:0 skip:0 error:0");
+    eprintln!("to the other stream");
+    print!("half a line");
+}
+
+fn prints_for_ever() {
+    loop {
+        ktap::diagnostic("again");
+    }
+}
+
+fn prints_for_ever_without_an_end_of_line() {
+    let mut out = std::io::stdout();
+    while out.write_all(&[b'.'; 4096]).and_then(|()| out.flush()).is_ok() {}
 }
 
 fn leaves_a_process_behind() {
@@ -101,6 +131,7 @@ test_main! {
         fails_in_a_thread,
         skips,
         skips_in_a_thread,
+        skips_in_a_process,
         hangs,
         aborts,
         exits,
@@ -108,8 +139,11 @@ test_main! {
         sees_what_was_undone,
         sees_what_was_removed,
         cannot_be_undone,
+        tells_more_than_fits_in_a_pipe,
         waits_in_vain,
         prints_another_result,
+        prints_for_ever,
+        prints_for_ever_without_an_end_of_line,
         leaves_a_process_behind,
     ],
 }
