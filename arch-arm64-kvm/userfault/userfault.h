@@ -45,7 +45,7 @@ struct kvm_userfault_cursor {
 	 */
 	u64 chunk_gfn;
 	u64 chunk_npages;
-	size_t marks[SZ_1G / SZ_4K / BITS_PER_LONG + 1];
+	unsigned long marks[SZ_1G / SZ_4K / BITS_PER_LONG + 1];
 };
 
 #ifdef CONFIG_KVM_ARM64_USERFAULT_HELPER

@@ -43,6 +43,42 @@ fn exit_maps_nothing() {
     expect_eq!(machine.slot.mapped(), [Page(0), Page(1)]);
 }
 
+/// One mark is for all of a page of the host, which may be several of the guest's: the exit has the
+/// address and size of the host's, wherever in there the access is, and all of it is there at once
+/// when the mark is clear.
+fn mark_is_for_all_of_the_page() {
+    // With 64K pages a part is 4K, with 16K four of them are.
+    const PARTS: usize = 16;
+    let mut machine = Machine::new(Backing::Anonymous, 2);
+    let slot = machine.slot.clone();
+    let part = page_size() / PARTS;
+    let fill = |page: Page| {
+        for n in 0..PARTS {
+            let (index, value) = (n * part / size_of::<u64>(), page.0 * PARTS + n);
+            slot.write(page, index, value as u64);
+        }
+    };
+    pages(0..2).for_each(fill);
+    let base = Gva(slot.gpa(Page(0)).0);
+    machine.vcpus[0].set_args(base, 2 * PARTS as u64, part as u64);
+    let bitmap = Bitmap::new(2);
+    let _flag = machine.enable(&bitmap);
+
+    for touched in [0, 1, 4, PARTS - 1] {
+        for n in 0..2 * PARTS {
+            if n % PARTS == touched {
+                let page = Page(n / PARTS);
+                bitmap.mark(page);
+                slot.discard(page);
+                expect_eq!(machine.run(), machine.userfault(page), "part {touched}");
+                fill(page);
+                bitmap.clear(page);
+            }
+            expect_eq!(machine.run(), Exit::Sync(n as u64, n as u64));
+        }
+    }
+}
+
 /// A store exits as a load does, and is executed anew.
 fn store_exits() {
     let mut machine = Machine::with_guest(Backing::Anonymous, 4, 1, guest::write_pages);
@@ -173,10 +209,10 @@ fn walk_of_stage_1_exits() {
     let mut machine = Machine::new(Backing::Anonymous, 1);
     machine.slot.write(Page(0), 0, 7);
     machine.vm.map(FAR, machine.slot.gpa(Page(0)), 1);
-    let tables = Slot::of_tables(&mut machine.vm);
     let entries: Vec<Gpa> = (1..4)
         .map(|level| machine.vm.table_entry(FAR, level))
         .collect();
+    let tables = Slot::of_tables(&mut machine.vm);
     machine.vcpus[0].set_args(FAR, 1, page_size() as u64);
 
     // Nothing else is in the pages of these tables, as nothing else is there, or near.
@@ -314,6 +350,31 @@ fn vcpus_share_a_page() {
     });
 }
 
+/// Where nobody clears a mark, vCPUs exit for it again and again, and can be stopped. Nothing else
+/// is lost: when the flag is cleared they run on.
+fn marks_that_nobody_clears() {
+    let mut machine = Machine::with_guest(Backing::Anonymous, 4, 2, guest::read_pages);
+    machine.slot.fill();
+    let bitmap = Bitmap::marked(4);
+    let flag = machine.enable(&bitmap);
+    let userfault = machine.userfault(Page(0));
+    let exits = [0, 0].map(AtomicUsize::new);
+    let on_exit = |vcpu: usize, exit| {
+        expect_eq!(exit, userfault);
+        exits[vcpu].fetch_add(1, Ordering::Relaxed);
+    };
+    machine.run_each_while(on_exit, |_| {
+        let is_many = |exits: &AtomicUsize| exits.load(Ordering::Relaxed) >= 100;
+        ktap::wait_for("vCPUs to exit", || exits.iter().all(is_many));
+    });
+    flag.disable();
+    for vcpu in &mut machine.vcpus {
+        for page in pages(0..4) {
+            expect_eq!(vcpu.run(), Exit::numbered(page));
+        }
+    }
+}
+
 /// Where the bitmap is in its area: at an odd address for KVM. Whoever supplies pages has words.
 const ODD: usize = 3;
 
@@ -441,6 +502,7 @@ test_main! {
     cases: [
         marked_page_exits,
         exit_maps_nothing,
+        mark_is_for_all_of_the_page,
         store_exits,
         every_kind_of_access_exits,
         accesses_across_a_seam_exit,
@@ -452,6 +514,7 @@ test_main! {
         unreadable_bitmap_is_an_error,
         bitmap_may_lose_its_memory,
         vcpus_share_a_page,
+        marks_that_nobody_clears,
         marks_are_cleared_by_words,
         marks_are_cleared_by_another_process,
         exits_are_counted,

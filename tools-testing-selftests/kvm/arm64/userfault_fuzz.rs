@@ -364,11 +364,11 @@ impl World {
         };
         let expected = self.answer(number, &told, how);
         let seen = match how {
-            How::Set => region.set(),
+            How::Set => region.set_unguarded(),
             How::FirstVersion => region.set1(),
             How::Delete => region.delete(),
-            How::BehindTheEnd => region.guest_memfd_offset(Bytes(1 << 40)).set(),
-            How::NoFile => region.guest_memfd(None).set(),
+            How::BehindTheEnd => region.guest_memfd_offset(Bytes(1 << 40)).set_unguarded(),
+            How::NoFile => region.guest_memfd(None).set_unguarded(),
         };
         let call = format!("memory {number}: {how:?} {told:x?}: {seen:?}");
         self.note(Some(number), None, call);

@@ -145,10 +145,10 @@ fn nothing_else_changes() {
             Errno::EINVAL,
         ),
     ] {
-        expect_eq!(change.set(), Err(error), "changed {what}");
+        expect_eq!(change.set_unguarded(), Err(error), "changed {what}");
     }
     let flag = machine.enable(&bitmap);
-    let moved = slot.region().at(elsewhere).set();
+    let moved = slot.region().at(elsewhere).set_unguarded();
     expect_eq!(moved, Err(Errno::EINVAL), "moved while the flag is set");
     machine.read_all();
     flag.disable();
@@ -156,8 +156,8 @@ fn nothing_else_changes() {
 }
 
 /// Toggling and punching holes while vCPUs run: none sees anything but userfaults and zeroes, and
-/// what is punched away while the flag changes is away. Slots neither begin where their file does
-/// nor have a size that is a power of two, and another one has the file's other pages.
+/// what is punched away while the flag changes is away. The slot neither begins where its file does
+/// nor has a size that is a power of two.
 fn toggle_under_vcpus() {
     let (first, count) = (3, 70);
     let mut machine = machine_at(first, count, 2, guest::hunt_zero);
@@ -189,9 +189,7 @@ fn toggle_under_vcpus() {
             }
         });
         machine.run_while(on_exit, |slot| {
-            let mut rounds = 0;
-            while rounds < 300 || exits.load(Ordering::Relaxed) < 20 {
-                rounds += 1;
+            for _ in ktap::rounds(300, "20 exits", || exits.load(Ordering::Relaxed) >= 20) {
                 slot.enable(&bitmap).disable();
             }
         });
@@ -264,7 +262,7 @@ fn flag_is_cleared_when_the_file_is_closed() {
         .region()
         .toggled(KVM_MEM_USERFAULT)
         .bitmap(&bitmap);
-    expect_eq!(region.set(), Err(Errno::EBADF), "set");
+    expect_eq!(region.set_unguarded(), Err(Errno::EBADF), "set");
     machine.read_all();
 }
 
@@ -283,7 +281,7 @@ fn file_may_be_closed() {
                 .bitmap(&bitmap)
         };
         if toggled {
-            expect_eq!(region().set(), Ok(()));
+            expect_eq!(region().set_unguarded(), Ok(()));
         }
         machine.slot.area().close_file();
         machine.slot.area().replace(0..PAGES);
@@ -297,7 +295,7 @@ fn file_may_be_closed() {
             .region()
             .toggled(KVM_MEM_USERFAULT)
             .bitmap(&bitmap);
-        let set = region.set();
+        let set = region.set_unguarded();
         assert!(
             toggled || set == Err(Errno::EBADF),
             "set when the file is gone: {set:?}"

@@ -68,7 +68,7 @@ fn bad_bitmap_is_refused() {
     for address in bad.map(Hva) {
         let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
         expect_eq!(
-            region.bitmap_at(address).set(),
+            region.bitmap_at(address).set_unguarded(),
             Err(Errno::EINVAL),
             "{address:?}"
         );
@@ -81,7 +81,7 @@ fn bitmap_ends_in_user_space() {
     let machine = machine();
     let set = |address| {
         let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
-        region.bitmap_at(Hva(address)).set()
+        region.bitmap_at(Hva(address)).set_unguarded()
     };
     let clear = || machine.slot.region().flags(0).set();
     // 16 pages have two bytes.
@@ -108,14 +108,17 @@ fn bitmap_ends_in_user_space() {
     // One more page takes a byte more.
     let larger = Machine::new(Backing::Anonymous, PAGES + 1);
     let region = larger.slot.region().flags(KVM_MEM_USERFAULT);
-    let set = region.bitmap_at(Hva((1 << bits) - 2)).set();
+    let set = region.bitmap_at(Hva((1 << bits) - 2)).set_unguarded();
     expect_eq!(
         set,
         Err(Errno::EINVAL),
         "a byte for one page is behind {bits} bits"
     );
     let region = larger.slot.region().flags(KVM_MEM_USERFAULT);
-    expect_eq!(region.bitmap_at(Hva((1 << bits) - 3)).set(), Ok(()));
+    expect_eq!(
+        region.bitmap_at(Hva((1 << bits) - 3)).set_unguarded(),
+        Ok(())
+    );
 }
 
 /// A bad bitmap is refused for a new slot too, and no slot is left behind.
@@ -123,7 +126,10 @@ fn bad_bitmap_creates_no_slot() {
     let (vm, _vcpus) = Vm::new(PAGES, 1, guest::read_pages);
     let slot = Slot::undeclared(&vm, &Area::new(Backing::Anonymous, PAGES), SLOT, GPA);
     let region = slot.region().flags(KVM_MEM_USERFAULT);
-    expect_eq!(region.bitmap_at(Hva(u64::MAX)).set(), Err(Errno::EINVAL));
+    expect_eq!(
+        region.bitmap_at(Hva(u64::MAX)).set_unguarded(),
+        Err(Errno::EINVAL)
+    );
     let deleted = slot.region().delete();
     expect_eq!(deleted, Err(Errno::EINVAL), "deleted what was not there");
 }
@@ -147,10 +153,10 @@ fn bitmap_is_not_replaced_in_place() {
     let (marked, clear) = (Bitmap::marked(PAGES), Bitmap::new(PAGES));
     let flag = machine.enable(&marked);
 
-    let replaced = machine.slot.region().bitmap(&clear).set();
+    let replaced = machine.slot.region().bitmap(&clear).set_unguarded();
     expect_eq!(replaced, Err(Errno::EINVAL));
     expect_eq!(
-        machine.slot.region().bitmap(&marked).set(),
+        machine.slot.region().bitmap(&marked).set_unguarded(),
         Ok(()),
         "the same"
     );
@@ -170,17 +176,27 @@ fn moved_slot_may_bring_another_bitmap() {
     machine.vm.map(Gva(ELSEWHERE.0), ELSEWHERE, PAGES);
     machine.vcpus[0].set_args(Gva(ELSEWHERE.0), PAGES as u64, page_size() as u64);
 
-    expect_eq!(machine.slot.region().at(ELSEWHERE).set(), Ok(()));
+    expect_eq!(machine.slot.region().at(ELSEWHERE).set_unguarded(), Ok(()));
     expect_eq!(machine.run(), Exit::userfault(ELSEWHERE));
     first.clear(Page(0));
     machine.read(0..1);
     expect_eq!(machine.run(), machine.userfault(Page(1)));
 
     // Back, with another bitmap, and to the other place with a third one and what it has mapped.
-    let back = machine.slot.region().at(GPA).bitmap(&second).set();
+    let back = machine
+        .slot
+        .region()
+        .at(GPA)
+        .bitmap(&second)
+        .set_unguarded();
     expect_eq!(back, Ok(()));
     let third = Bitmap::new(PAGES).with(2..3);
-    let there = machine.slot.region().at(ELSEWHERE).bitmap(&third).set();
+    let there = machine
+        .slot
+        .region()
+        .at(ELSEWHERE)
+        .bitmap(&third)
+        .set_unguarded();
     expect_eq!(there, Ok(()));
     machine.read(1..2);
     expect_eq!(machine.run(), machine.userfault(Page(2)));
@@ -201,7 +217,7 @@ fn bad_bitmap_moves_no_slot() {
     let bitmap = Bitmap::marked(PAGES);
     let _flag = machine.enable(&bitmap);
     let moved = machine.slot.region().at(ELSEWHERE).bitmap_at(Hva(u64::MAX));
-    expect_eq!(moved.set(), Err(Errno::EINVAL));
+    expect_eq!(moved.set_unguarded(), Err(Errno::EINVAL));
     expect_eq!(machine.run(), machine.userfault(Page(0)));
     bitmap.clear(Page(0));
     machine.read(0..1);
@@ -213,9 +229,9 @@ fn protected_vm_is_refused() {
     let slot = Slot::undeclared(&vm, &Area::new(Backing::Anonymous, PAGES), SLOT, GPA);
     let bitmap = Bitmap::new(PAGES);
     let with_flag = || slot.region().flags(KVM_MEM_USERFAULT).bitmap(&bitmap);
-    expect_eq!(with_flag().set(), Err(Errno::EPERM));
+    expect_eq!(with_flag().set_unguarded(), Err(Errno::EPERM));
     expect_eq!(slot.region().flags(0).set(), Ok(()));
-    expect_eq!(with_flag().set(), Err(Errno::EPERM), "set later");
+    expect_eq!(with_flag().set_unguarded(), Err(Errno::EPERM), "set later");
 }
 
 test_main! {

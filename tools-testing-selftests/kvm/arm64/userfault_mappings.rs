@@ -146,7 +146,7 @@ fn slot_that_begins_within_a_block() {
         bitmap.mark(Page(marked - skipped));
         expect_eq!(machine.slot.region().delete(), Ok(()));
         let region = part.flags(KVM_MEM_USERFAULT).bitmap(&bitmap);
-        expect_eq!(region.set(), Ok(()));
+        expect_eq!(region.set_unguarded(), Ok(()));
 
         let probed = Page(probe - skipped);
         let address = Gva(machine.slot.gpa(probed).0);
@@ -181,7 +181,7 @@ fn unreadable_marks_keep_a_block_out() {
     let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
     let region = region.bitmap_at(area.at(area.len() - readable));
     expect_eq!(machine.slot.region().delete(), Ok(()));
-    expect_eq!(region.set(), Ok(()));
+    expect_eq!(region.set_unguarded(), Ok(()));
 
     machine.read(0..readable * 8);
     expect_eq!(machine.slot.in_blocks(), []);

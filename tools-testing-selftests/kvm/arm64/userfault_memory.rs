@@ -7,6 +7,7 @@
 
 use libkvm::*;
 use std::{
+    cell::Cell,
     fs,
     sync::atomic::{
         AtomicUsize,
@@ -214,10 +215,10 @@ fn pages_are_moved_about() {
         other => panic!("unexpected exit: {other:x?}"),
     };
     machine.run_while(on_exit, |slot| {
-        let (mut rounds, mut moved) = (0, 0);
-        while rounds < 20 || exits.load(Ordering::Relaxed) == 0 || moved == 0 {
-            let (dropped, other) = (rounds * 37 % count, (rounds * 37 + 1) % count);
-            rounds += 1;
+        let has_moved = Cell::new(false);
+        let is_over = || exits.load(Ordering::Relaxed) != 0 && has_moved.get();
+        for round in ktap::rounds(20, "an exit and a page that has moved", is_over) {
+            let (dropped, other) = (round * 37 % count, (round * 37 + 1) % count);
             bitmap.mark(Page(dropped));
             slot.discard(Page(dropped));
             let before = slot.area().frame(Page(other));
@@ -225,7 +226,7 @@ fn pages_are_moved_about() {
                 Ok(()) => {
                     let after = slot.area().frame(Page(other));
                     assert!(after != before, "page {other} is still at {before:x?}");
-                    moved += 1;
+                    has_moved.set(true);
                 }
                 Err(Errno::EAGAIN | Errno::EBUSY) => {}
                 Err(error) => panic!("MADV_SOFT_OFFLINE: {error:?}"),
@@ -340,6 +341,37 @@ fn bitmap_comes_by_userfaultfd() {
     expect_eq!(asked, [Page(0)]);
 }
 
+/// Where nobody serves the bitmap a vCPU waits. A kick is not lost then: KVM_RUN ends when the
+/// bitmap is there. Nor does the wait keep the VMM from ending, as this case does.
+fn bitmap_that_nobody_serves() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.slot.fill();
+    let area = Area::new(Backing::Anonymous, 1);
+    let bitmap = Bitmap::within(&area, 0, PAGES);
+    let flag = machine.enable(&bitmap);
+    area.drop_page(Page(0));
+    let uffd = Uffd::new(&area);
+    let wait = || expect_eq!(uffd.wait(Duration::from_secs(30)), Some(Page(0)));
+
+    let vcpu = &mut machine.vcpus[0];
+    let kicker = vcpu.kicker();
+    thread::scope(|scope| {
+        let runner = scope.spawn(|| vcpu.run());
+        wait();
+        kicker.kick();
+        uffd.copy(Page(0), &empty_page(Page(0)));
+        expect_eq!(runner.join().ok(), Some(Exit::Kicked));
+    });
+    machine.read(0..2);
+
+    area.drop_page(Page(0));
+    let mut vcpu = machine.vcpus.remove(0);
+    thread::spawn(move || panic!("nobody served the bitmap: {:x?}", vcpu.run()));
+    wait();
+    // To clear the flag would wait for the vCPU, and to close the userfaultfd would wake it.
+    std::mem::forget((flag, uffd));
+}
+
 /// Returns a machine whose guest has memory tagging.
 fn machine_with_tags(backing: Backing, count: usize, entry: guest::Entry) -> Machine {
     Machine::of_vm(Vm::special(Kind::Mte, count, 1, entry), backing, count)
@@ -431,6 +463,7 @@ test_main! {
         what_kvm_writes_to_a_marked_page_is_lost: needs_userfault,
         userfaultfd_for_user_mode_only: needs_userfault,
         bitmap_comes_by_userfaultfd: needs_userfault,
+        bitmap_that_nobody_serves: needs_userfault,
         tags_are_restored: needs_userfault,
         tags_of_others_are_not_seen,
         tags_of_a_block_that_was_a_page,

@@ -298,7 +298,8 @@ fn race_for_a_page_of_l2() {
     };
     machine.run_while(on_exit, |slot| {
         let start = Instant::now();
-        while start.elapsed() < RACE || exits.load(Ordering::Relaxed) < 3 {
+        let is_over = || start.elapsed() >= RACE && exits.load(Ordering::Relaxed) >= 3;
+        for _ in ktap::rounds(0, "3 exits", is_over) {
             bitmap.mark(Page(1));
             slot.discard(Page(1));
             let_run(&exits);

@@ -314,9 +314,7 @@ fn exits_keep_no_page() {
         other => panic!("unexpected exit: {other:x?}"),
     };
     machine.run_while(on_exit, |slot| {
-        let mut rounds = 0;
-        while rounds < 500 || exits.load(Ordering::Relaxed) < 50 {
-            rounds += 1;
+        for _ in ktap::rounds(500, "50 exits", || exits.load(Ordering::Relaxed) >= 50) {
             for page in pages(0..8) {
                 bitmap.mark(page);
                 // The page stays in the file.

@@ -239,6 +239,60 @@ fn restore_by_vcpu() {
     figures.report();
 }
 
+/// The guest gives pages back while a handler thread reads the snapshot from its end: whoever is
+/// first has the page, and what was given back is empty, without an exit, and stays so.
+fn restore_with_a_balloon() {
+    let snapshot = Snapshot::new();
+    let mut machine = Machine::new(Backing::Anonymous, SIZE / page_size() / 4);
+    let slot = machine.slot.clone();
+    let bitmap = Bitmap::marked(slot.pages());
+    let unclaimed = Bitmap::marked(slot.pages());
+    let _flag = machine.enable(&bitmap);
+
+    let fetch = |page| {
+        if unclaimed.clear(page) {
+            let mut content = vec![0; page_size()];
+            snapshot.read(page, &mut content);
+            slot.fill_page(page, &content);
+            bitmap.clear(page);
+        }
+    };
+    let give_back = |page| {
+        if !unclaimed.clear(page) {
+            ktap::wait_for("the page to be filled", || !bitmap.is_marked(page));
+        }
+        slot.discard(page);
+        bitmap.clear(page);
+    };
+    let is_given_back = |page: Page| page.0 % 4 == 3;
+    let expected = |page: Page| match is_given_back(page) {
+        true => Exit::Sync(page.into(), 0),
+        false => Exit::Sync(page.into(), word(page.offset().0 / 8)),
+    };
+    thread::scope(|scope| {
+        for page in pages(0..slot.pages()) {
+            // So that some pages are given back before they are there.
+            if page == Page(16) {
+                scope.spawn(|| pages(0..slot.pages()).rev().for_each(fetch));
+            }
+            if is_given_back(page) {
+                give_back(page);
+                expect_eq!(machine.run(), expected(page), "given back");
+                continue;
+            }
+            let mut exit = machine.run();
+            while exit == machine.userfault(page) {
+                fetch(page);
+                exit = machine.run();
+            }
+            expect_eq!(exit, expected(page));
+        }
+    });
+    for page in pages(0..slot.pages()) {
+        expect_eq!(machine.run(), expected(page), "all is there");
+    }
+}
+
 /// The kernel suspends each thread that touches a missing page until the handler has filled it.
 fn restore_by_userfaultfd() {
     let snapshot = Snapshot::new();
@@ -281,6 +335,7 @@ test_main! {
     cases: [
         restore_by_handler,
         restore_by_vcpu,
+        restore_with_a_balloon,
         restore_by_userfaultfd,
     ],
 }

@@ -111,7 +111,8 @@ fn blocks_with_a_mark_go() {
 }
 
 /// The first page that is mapped goes, whatever lies before it: marks of all pages or of every
-/// second, in the step in which KVM unmaps it or in one of its own.
+/// second, in the step in which KVM unmaps it or, with pages of 4K, in one of its own: a larger
+/// page has a table that is a step.
 fn hole_does_not_hide_what_follows() {
     // A table has as many entries, of 8 bytes, as fit in a page.
     let entries = page_size() / 8;
@@ -377,10 +378,8 @@ fn toggle_under_vcpus() {
         thread::yield_now();
     };
     machine.run_while(on_exit, |slot| {
-        let mut rounds = 0;
         // As many as it takes for vCPUs to have met the mark.
-        while rounds < 200 || exits.load(Ordering::Relaxed) < 20 {
-            rounds += 1;
+        for _ in ktap::rounds(200, "20 exits", || exits.load(Ordering::Relaxed) >= 20) {
             bitmap.mark(Page(2));
             let flag = slot.enable(&bitmap);
             // Nothing may be seen of this by a vCPU: the page is marked.

@@ -37,7 +37,6 @@ use std::{
     sync::{
         atomic::{
             AtomicU64,
-            AtomicU8,
             Ordering, //
         },
         Arc,
@@ -150,7 +149,7 @@ extern "C" fn ignore(_signal: c_int) {}
 /// Pages of memory, with a page behind them that can never be accessed.
 ///
 /// Whoever has an area keeps it mapped. Everything in it is accessed by atomics, as guests, KVM and
-/// other processes may do so at the same time.
+/// other processes may do so at the same time, and by those of one size, which Rust asks for.
 #[derive(Clone)]
 pub struct Area(Arc<Mapping>);
 
@@ -414,13 +413,6 @@ impl Area {
         unsafe { self.0.start.as_ptr().add(offset) }
     }
 
-    /// Returns a byte.
-    #[track_caller]
-    pub fn byte(&self, offset: usize) -> &AtomicU8 {
-        // SAFETY: The byte is inside the mapping.
-        unsafe { AtomicU8::from_ptr(self.pointer(offset, 1)) }
-    }
-
     /// Returns a word of a page.
     #[track_caller]
     pub fn word(&self, page: Page, index: usize) -> &AtomicU64 {
@@ -602,8 +594,11 @@ impl Area {
     pub fn poison(&self, page: Page) {
         // The kernel tells whoever has the page mapped.
         // SAFETY: The handler does nothing.
-        unsafe { bindings::signal(bindings::SIGBUS as c_int, Some(ignore)) };
+        let before = unsafe { bindings::signal(bindings::SIGBUS as c_int, Some(ignore)) };
         let poisoned = self.take_out(page, bindings::MADV_HWPOISON);
+        // Whoever accesses it from now on is not to try for ever.
+        // SAFETY: This is what was there before.
+        unsafe { bindings::signal(bindings::SIGBUS as c_int, before) };
         assert_eq!(poisoned, Ok(()), "MADV_HWPOISON");
     }
 

@@ -17,7 +17,7 @@ use crate::{
 use std::{
     ops::Range,
     sync::atomic::{
-        AtomicU8,
+        AtomicU64,
         Ordering, //
     },
 };
@@ -71,19 +71,20 @@ impl Bitmap {
         &self.area
     }
 
-    /// Returns the byte that a page has its bit in, and the bit.
+    /// Returns the word that a page has its bit in, and the bit. A bitmap may begin within a word.
     #[track_caller]
-    fn bit(&self, page: Page) -> (&AtomicU8, u8) {
+    fn bit(&self, page: Page) -> (&AtomicU64, u64) {
         assert!(page.0 < self.pages, "{page:?} of {} pages", self.pages);
-        (self.area.byte(self.offset + page.0 / 8), 1 << (page.0 % 8))
+        let bit = self.offset * 8 + page.0;
+        (self.area.word(Page(0), bit / 64), 1 << (bit % 64))
     }
 
     /// Marks a page: the next access that finds it unmapped exits.
     #[track_caller]
     pub fn mark(&self, page: Page) {
-        let (byte, bit) = self.bit(page);
+        let (word, bit) = self.bit(page);
         // Before whatever the VMM does next to take the page away.
-        byte.fetch_or(bit, Ordering::SeqCst);
+        word.fetch_or(bit, Ordering::SeqCst);
     }
 
     /// Clears the mark of a page whose content is complete.
@@ -91,16 +92,16 @@ impl Bitmap {
     /// Returns whether the page was marked, so that of several threads one knows it was first.
     #[track_caller]
     pub fn clear(&self, page: Page) -> bool {
-        let (byte, bit) = self.bit(page);
+        let (word, bit) = self.bit(page);
         // Publishes the content: KVM orders its reads of the page after that of the bit.
-        byte.fetch_and(!bit, Ordering::Release) & bit != 0
+        word.fetch_and(!bit, Ordering::Release) & bit != 0
     }
 
     /// Returns whether a page is marked.
     #[track_caller]
     pub fn is_marked(&self, page: Page) -> bool {
-        let (byte, bit) = self.bit(page);
-        byte.load(Ordering::Acquire) & bit != 0
+        let (word, bit) = self.bit(page);
+        word.load(Ordering::Acquire) & bit != 0
     }
 
     /// Returns where the bitmap is, as KVM wants to know it.

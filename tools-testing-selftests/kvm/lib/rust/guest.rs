@@ -36,16 +36,17 @@ pub struct Guest(u64);
 /// [`Vcpu::set_args`](crate::Vcpu::set_args) has set.
 pub type Entry = extern "C" fn(Guest, Gva, u64, u64) -> !;
 
-/// Defines guest code: functions of type [`Entry`], which the host so has no way to call.
+/// Defines guest code: functions of type [`Entry`], which the host so has no way to call. They have
+/// no attributes but documentation: one that names a function has the host call it.
 #[macro_export]
 macro_rules! guest_code {
     ($(
-        $(#[$doc:meta])*
+        $(#[doc = $doc:literal])*
         $visible:vis fn $name:ident(
             $guest:ident: Guest, $base:ident: Gva, $first:ident: u64, $second:ident: u64 $(,)?
         ) $body:block
     )+) => {$(
-        $(#[$doc])*
+        $(#[doc = $doc])*
         #[allow(unsafe_code)] // The section counts as such, and nothing else does.
         #[link_section = "guest_code"]
         $visible extern "C" fn $name(

@@ -113,6 +113,12 @@ impl VmInner {
         claimed.push(slot);
     }
 
+    /// Returns whether there is a [`Slot`](crate::Slot) of a number, or was.
+    pub(crate) fn is_claimed(&self, slot: u32) -> bool {
+        let claimed = self.claimed.lock().expect("another thread has failed");
+        claimed.contains(&slot)
+    }
+
     /// Returns what this VM says about a capability.
     pub(crate) fn capability(&self, capability: u32) -> i32 {
         CHECK_EXTENSION

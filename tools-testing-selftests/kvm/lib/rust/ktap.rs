@@ -29,6 +29,7 @@ use std::{
     },
     panic::{
         self,
+        Location,
         PanicHookInfo, //
     },
     process::{
@@ -37,6 +38,10 @@ use std::{
     },
     ptr,
     sync::{
+        atomic::{
+            AtomicBool,
+            Ordering, //
+        },
         Mutex,
         OnceLock, //
     },
@@ -85,15 +90,30 @@ fn limit() -> Duration {
     })
 }
 
+/// Counts the rounds of a loop that goes on until something is so, which is looked at after `least`
+/// rounds. Fails if that takes half of the time that the case has.
+#[track_caller]
+pub fn rounds(
+    least: usize,
+    what: &'static str,
+    is_so: impl Fn() -> bool,
+) -> impl Iterator<Item = usize> {
+    let (start, caller) = (Instant::now(), Location::caller());
+    (0..).take_while(move |&round| {
+        let is_over = round >= least && is_so();
+        let waited = start.elapsed();
+        assert!(
+            is_over || waited < limit() / 2,
+            "{caller}: waited {waited:.1?} for {what}"
+        );
+        !is_over
+    })
+}
+
 /// Waits until something is so, and fails if that takes half of the time that the case has.
 #[track_caller]
-pub fn wait_for(what: &str, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        let waited = start.elapsed();
-        assert!(waited < limit() / 2, "waited {waited:.1?} for {what}");
-        thread::sleep(Duration::from_micros(50));
-    }
+pub fn wait_for(what: &'static str, is_so: impl Fn() -> bool) {
+    rounds(0, what, is_so).for_each(|_| thread::sleep(Duration::from_micros(50)));
 }
 
 /// The case that this process runs.
@@ -106,20 +126,33 @@ static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// it when this one is killed.
 static PARENT: OnceLock<UnixStream> = OnceLock::new();
 
-fn tell(line: String) {
+/// Set in a process that a case has started.
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// Set when the program is to end, which it does when all is undone.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn stop(_signal: c_int) {
+    STOP.store(true, Ordering::Relaxed);
+}
+
+fn tell(line: &str) {
+    let line = line.replace('\n', " ");
+    let mut told = TOLD.lock().expect("nothing fails with this lock");
     if let Some(mut parent) = PARENT.get() {
-        writeln!(parent, "{line}").expect("cannot tell the other process");
+        // In one piece. Without that process nobody is there who would undo anything.
+        if parent.write_all(format!("{line}\n").as_bytes()).is_err() {
+            process::exit(EXIT_FAILED);
+        }
     }
-    TOLD.lock()
-        .expect("nothing fails with this lock")
-        .push(line);
+    told.push(line);
 }
 
 /// Has a file written when the case ends, however that happens, or a directory removed if there is
 /// nothing to be written.
 pub fn at_end(path: &str, content: Option<&str>) {
     let content = content.map(|content| format!(" {}", content.trim()));
-    tell(format!("undo {path}{}", content.unwrap_or_default()));
+    tell(&format!("undo {path}{}", content.unwrap_or_default()));
 }
 
 /// Undoes what a case has told to undo, and returns whether that has worked.
@@ -144,7 +177,7 @@ fn conclude(number: usize, name: &str, told: &[String], end: &str) -> i32 {
         None if end == "ok" => (format!("ok {number} {name}"), EXIT_OK),
         None => (format!("not ok {number} {name}"), EXIT_FAILED),
     };
-    println!("{result}");
+    say(&result);
     code
 }
 
@@ -153,7 +186,12 @@ fn end(how: &str) -> ! {
     // Only one thread gets to say what became of the case.
     static ENDED: Mutex<()> = Mutex::new(());
     let _ended = ENDED.lock();
-    tell(how.into());
+    if STARTED.load(Ordering::Relaxed) {
+        // The case hears of it by Process::join().
+        diagnostic(&format!("a process of the case: {how}"));
+        process::exit(EXIT_FAILED);
+    }
+    tell(how);
     if PARENT.get().is_some() {
         process::exit(EXIT_OK);
     }
@@ -166,11 +204,16 @@ pub fn skip(reason: impl AsRef<str>) -> ! {
     end(&format!("skip {}", reason.as_ref()))
 }
 
-/// Prints a line for whoever reads the report.
+/// Prints a line of the report, if there still is somebody who reads it.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Prints something for whoever reads the report.
 pub fn diagnostic(text: &str) {
-    for line in text.lines() {
-        println!("# {line}");
-    }
+    // What a process prints is marked by the one that has started it for a case.
+    let mark = if PARENT.get().is_some() { "" } else { "# " };
+    text.lines().for_each(|line| say(&format!("{mark}{line}")));
 }
 
 /// Checks that something is as expected, and shows both if it is not. What it is may be said in
@@ -197,10 +240,27 @@ fn panicked(info: &PanicHookInfo<'_>) {
     end("failed")
 }
 
-/// Runs a case in this process, which it ends.
-fn run_here(case: Case, needs: fn()) -> ! {
+/// Has this process killed when the one that has started it ends.
+fn end_with_parent() {
     // SAFETY: The call takes numbers only.
     unsafe { bindings::prctl(bindings::PR_SET_PDEATHSIG as i32, bindings::SIGKILL) };
+}
+
+/// Starts a process that begins as a copy of this one, and returns 0 in there.
+#[track_caller]
+fn fork() -> io::Result<i32> {
+    let threads = fs::read_dir("/proc/self/task").expect("cannot count threads");
+    assert_eq!(threads.count(), 1, "other threads may hold locks");
+    // SAFETY: This is the only thread.
+    match unsafe { bindings::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        process => Ok(process),
+    }
+}
+
+/// Runs a case in this process, which it ends.
+fn run_here(case: Case, needs: fn()) -> ! {
+    end_with_parent();
     CASE.get_or_init(|| case.name);
     panic::set_hook(Box::new(panicked));
     // With a policy of its own no page is moved, nor unmapped for that, by NUMA balancing.
@@ -223,19 +283,13 @@ pub struct Process(i32);
 /// shared; KVM does not work for it. No other thread may have been started before.
 #[track_caller]
 pub fn start_process(run: impl FnOnce()) -> Process {
-    let threads = fs::read_dir("/proc/self/task").expect("cannot count threads");
-    assert_eq!(threads.count(), 1, "other threads may hold locks");
-    // SAFETY: This is the only thread.
-    match unsafe { bindings::fork() } {
+    match fork().expect("fork failed") {
         0 => {
-            panic::set_hook(Box::new(|info| {
-                diagnostic(&info.to_string());
-                process::exit(EXIT_FAILED)
-            }));
+            end_with_parent();
+            STARTED.store(true, Ordering::Relaxed);
             run();
             process::exit(EXIT_OK)
         }
-        -1 => panic!("fork failed: {}", io::Error::last_os_error()),
         process => Process(process),
     }
 }
@@ -252,37 +306,55 @@ impl Process {
     }
 }
 
-/// What a process prints.
+/// What comes from the process of a case.
 struct Output {
-    from: BufReader<UnixStream>,
+    /// What it tells.
+    told: UnixStream,
+    text: Vec<u8>,
+    /// What it prints.
+    printed: BufReader<UnixStream>,
     line: Vec<u8>,
 }
 
 impl Output {
-    /// Prints what there is, so that nobody takes it for a part of the report.
-    fn print(&mut self) {
-        while let Ok(1..) = self.from.read_until(b'\n', &mut self.line) {
-            let line = String::from_utf8_lossy(&self.line);
-            let mark = if line.starts_with('#') { "" } else { "# " };
-            println!("{mark}{}", line.trim_end());
-            self.line.clear();
+    /// Takes what is there, but not more than fits into a connection, as it may go on for ever.
+    /// Prints what the process has printed, so that nobody takes it for a part of the report, but
+    /// for half a line of up to `keep` bytes.
+    fn take(&mut self, keep: usize) {
+        const FULL: u64 = 1 << 20;
+        let _ = (&self.told).take(FULL).read_to_end(&mut self.text);
+        let mut printed = self.printed.by_ref().take(FULL);
+        loop {
+            let is_line = matches!(printed.read_until(b'\n', &mut self.line), Ok(1..));
+            if is_line || self.line.len() > keep {
+                let line = String::from_utf8_lossy(&self.line);
+                say(&format!("# {}", line.trim_end()));
+                self.line.clear();
+            }
+            if !is_line {
+                break;
+            }
         }
     }
 }
 
-/// Waits for a process, but not for ever.
-fn wait(process: i32, limit: Duration, output: &mut Output) -> Option<ExitStatus> {
+/// Waits for a process until it has ended or is given up, by how long that takes.
+fn wait(
+    process: i32,
+    output: &mut Output,
+    is_given_up: impl Fn(Duration) -> bool,
+) -> Option<ExitStatus> {
     let start = Instant::now();
     loop {
         let mut status = 0;
         // SAFETY: There is room for the status.
         let ended = unsafe { bindings::waitpid(process, &mut status, bindings::WNOHANG as i32) };
-        output.print();
+        output.take(4096);
         if ended != 0 {
             assert_eq!(ended, process, "cannot wait for a process");
             return Some(ExitStatus::from_raw(status));
         }
-        if start.elapsed() >= limit {
+        if is_given_up(start.elapsed()) {
             return None;
         }
         thread::sleep(Duration::from_millis(5));
@@ -301,43 +373,51 @@ fn connection() -> (UnixStream, UnixStream) {
 /// It does not run the program anew: what libkvm does when a program starts, it creates the largest
 /// of all VMs, can take longer than the case.
 fn run_apart(number: usize, case: Case, needs: fn()) -> i32 {
-    let ((mut ours, theirs), (output, stdout)) = (connection(), connection());
+    let ((told, theirs), (printed, stdout)) = (connection(), connection());
     // SAFETY: Null stands for all that C has to print, which the other process would print again.
     unsafe { fflush(ptr::null_mut()) };
-    // SAFETY: This is the only thread.
-    let process = match unsafe { bindings::fork() } {
-        0 => {
+    let process = match fork() {
+        Ok(0) => {
             // SAFETY: The calls take numbers only.
             unsafe {
                 bindings::setpgid(0, 0);
                 bindings::dup2(stdout.as_raw_fd(), 1);
+                bindings::dup2(stdout.as_raw_fd(), 2);
             }
             PARENT.get_or_init(|| theirs);
             run_here(case, needs)
         }
-        -1 => panic!("fork failed: {}", io::Error::last_os_error()),
-        process => process,
+        Ok(process) => process,
+        Err(error) => {
+            diagnostic(&format!("fork failed: {error}"));
+            return conclude(number, case.name, &[], "failed");
+        }
     };
+    // SAFETY: The call takes numbers only, and does what the other process may not have done yet.
+    unsafe { bindings::setpgid(process, process) };
     drop((theirs, stdout));
     let mut output = Output {
-        from: BufReader::new(output),
+        told,
+        text: Vec::new(),
+        printed: BufReader::new(printed),
         line: Vec::new(),
     };
-    let status = wait(process, limit(), &mut output);
+    let is_told = || STOP.load(Ordering::Relaxed);
+    let status = wait(process, &mut output, |time| time >= limit() || is_told());
     // SAFETY: The group is the case's: itself if it is too slow, and what it has left behind.
     unsafe { bindings::kill(-process, bindings::SIGKILL as i32) };
-    let killed = status.or_else(|| wait(process, Duration::from_secs(10), &mut output));
+    let is_late = |time| time >= Duration::from_secs(10);
+    let killed = status.or_else(|| wait(process, &mut output, is_late));
+    output.take(0);
 
-    let mut told = Vec::new();
-    // To its end, or to where the process has not written on.
-    let _ = ours.read_to_end(&mut told);
-    let told: Vec<String> = String::from_utf8_lossy(&told)
+    let told: Vec<String> = String::from_utf8_lossy(&output.text)
         .lines()
         .map(str::to_string)
         .collect();
     let end = told.iter().find(|line| !line.starts_with("undo "));
     let why = match (status, killed) {
         (_, None) => format!("cannot be killed after {:?}", limit()),
+        (None, _) if is_told() => "told to end".into(),
         (None, _) => format!("not done after {:?}", limit()),
         (Some(status), _) => match (status.code(), status.signal(), end) {
             (Some(EXIT_OK), _, Some(end)) => return conclude(number, case.name, &told, end),
@@ -371,7 +451,8 @@ fn help(about: &str) -> ! {
         Usage: [-l] [-t SECONDS] [-c] [CASE...]\n\n  \
         -l  list the cases, with what they need\n  \
         -t  how long a case may take, {} seconds if not said\n  \
-        -c  run one case in this process, without a limit, e.g. in a debugger\n\n\
+        -c  run one case in this process, e.g. in a debugger: it may take as long as it\n      \
+            wants, and undoes nothing if it is killed\n\n\
         Root sees more: stage 2 in debugfs, userfaultfd, trace events, broken memory.",
         limit().as_secs()
     );
@@ -400,14 +481,19 @@ fn arguments(about: &str, cases: &[Case]) -> Arguments {
                 process::exit(EXIT_OK)
             }
             "-t" => {
-                let (text, wrong) = (value(), |text| wrong(&format!("'{text}' is no number")));
-                let seconds = text.parse().unwrap_or_else(|_| wrong(&text));
-                LIMIT.get_or_init(|| Duration::from_secs(seconds));
+                let text = value();
+                let no_number = |_| wrong(&format!("'{text}' is no number"));
+                let seconds = text.parse().unwrap_or_else(no_number);
+                let set = LIMIT.set(Duration::from_secs(seconds));
+                set.unwrap_or_else(|_| wrong("-t is there twice"));
             }
             "-c" => arguments.here = Some(value()),
             _ if word.starts_with('-') => wrong(&format!("there is no option {word}")),
             _ => arguments.names.push(word),
         }
+    }
+    if arguments.here.is_some() && !arguments.names.is_empty() {
+        wrong("-c takes one case");
     }
     arguments
 }
@@ -420,6 +506,7 @@ pub fn run(about: &str, needs: fn(), cases: &[Case]) -> ! {
         *found.unwrap_or_else(|| wrong(&format!("there is no case {name}")))
     };
     if let Some(name) = &arguments.here {
+        say("TAP version 13\n1..1");
         run_here(find(name), needs);
     }
     let chosen: Vec<Case> = match arguments.names.as_slice() {
@@ -427,15 +514,34 @@ pub fn run(about: &str, needs: fn(), cases: &[Case]) -> ! {
         names => names.iter().map(find).collect(),
     };
 
-    println!("TAP version 13\n1..{}", chosen.len());
-    let codes: Vec<i32> = chosen
-        .iter()
-        .enumerate()
-        .map(|(index, case)| run_apart(index + 1, *case, needs))
-        .collect();
+    // Where this signal is ignored, as whoever has started the program may have it, nobody can wait
+    // for a process.
+    // SAFETY: There is no handler.
+    unsafe { bindings::signal(bindings::SIGCHLD as c_int, None) };
+    for signal in [bindings::SIGHUP, bindings::SIGINT, bindings::SIGTERM] {
+        // What is ignored, which is 1 in place of a function, stays so: nohup(1) wants that.
+        // SAFETY: The handler stores a value and does nothing else.
+        unsafe {
+            let before = bindings::signal(signal as c_int, Some(stop));
+            if before.is_some_and(|handler| handler as usize == 1) {
+                bindings::signal(signal as c_int, before);
+            }
+        }
+    }
+    say(&format!("TAP version 13\n1..{}", chosen.len()));
+    let mut codes = Vec::new();
+    for (index, case) in chosen.iter().enumerate() {
+        codes.push(run_apart(index + 1, *case, needs));
+        if STOP.load(Ordering::Relaxed) {
+            say("Bail out! told to end");
+            process::exit(EXIT_FAILED)
+        }
+    }
     let count = |code| codes.iter().filter(|&&other| other == code).count();
     let (passed, failed, skipped) = (count(EXIT_OK), count(EXIT_FAILED), count(EXIT_SKIP));
-    println!("# Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:{skipped} error:0");
+    say(&format!(
+        "# Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:{skipped} error:0"
+    ));
     process::exit(match (failed, passed) {
         (0, 0) => EXIT_SKIP,
         (0, _) => EXIT_OK,

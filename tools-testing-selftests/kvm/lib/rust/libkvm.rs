@@ -42,8 +42,9 @@
 //!   slot, a bitmap as long as the slot that it is enabled for, and a slot's number no other's.
 //! - As a VM keeps the memory of all slots and bitmaps that it ever had.
 //!
-//! [`Region::bitmap_at`] takes any address: KVM does no more than read there. Where libkvm ends the
-//! program, as it does when a call fails that always has to work, this fails the case.
+//! [`Region::bitmap_at`] takes any address, and [`Region::set_unguarded`] any bitmap: KVM does no
+//! more than read there. Where libkvm ends the program, as it does when a call fails that always
+//! has to work, this fails the case.
 //!
 //! The modules build on each other in this order: `ktap`, `sys`, `units`, `area`, `bitmap`;
 //! `guest` and those whose names begin so; `handle`, `vcpu`, `vm`, `slot`; then all others.

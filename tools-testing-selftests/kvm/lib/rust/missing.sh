@@ -11,7 +11,10 @@ for tool in rustc bindgen; do
 	bindgen) command=${BINDGEN:-bindgen} ;;
 	esac
 	have=$($command --version 2>/dev/null | sed -n '1s/^[a-z]* \([0-9.]*\).*/\1/p')
-	need=$(sh "$1/scripts/min-tool-version.sh" $tool)
+	need=$(sh "$1/scripts/min-tool-version.sh" $tool) || {
+		echo "scripts/min-tool-version.sh failed"
+		exit
+	}
 	if [ -z "$have" ]; then
 		echo "$tool is missing"
 		exit

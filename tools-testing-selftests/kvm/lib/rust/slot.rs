@@ -147,8 +147,24 @@ impl Region {
     }
 
     /// Calls KVM_SET_USER_MEMORY_REGION2. What KVM takes is what the slot is from then on.
+    ///
+    /// The flag of userfault is set by [`Slot::enable`], which minds the bitmap.
+    #[track_caller]
     pub fn set(self) -> Result<(), Errno> {
+        assert_eq!(self.raw.flags & USERFAULT, 0, "see Slot::enable()");
+        self.set_unguarded()
+    }
+
+    /// As [`Region::set`], with the flag of userfault or without it. Nobody clears the flag, and
+    /// nobody minds whether the bitmap is long enough, or is still in use: KVM does no more than
+    /// read there, and the VM keeps the area.
+    pub fn set_unguarded(self) -> Result<(), Errno> {
         let _changing = self.slot.changing();
+        self.tell()
+    }
+
+    /// Tells KVM, by whoever has the slot stay as it is.
+    fn tell(&self) -> Result<(), Errno> {
         self.bitmap
             .iter()
             .for_each(|area| self.slot.vm().keep(area));
@@ -181,12 +197,12 @@ impl Region {
     /// Deletes the slot.
     pub fn delete(mut self) -> Result<(), Errno> {
         self.raw.memory_size = 0;
-        self.set()
+        self.set_unguarded()
     }
 }
 
 /// A slot that has the flag, which it loses when this is dropped. Until then the bitmap has to be
-/// there.
+/// there; whoever forgets this instead has the flag stay, and the VM keeps the bitmap's memory.
 #[must_use = "the flag is cleared when this is dropped"]
 pub struct Userfault<'b> {
     slot: Slot,
@@ -203,9 +219,10 @@ impl Userfault<'_> {
     /// Clears the flag if it is set.
     #[track_caller]
     fn clear(&self) {
+        let _changing = self.slot.changing();
         let State { region, exists } = self.slot.state();
         if exists && region.flags & USERFAULT != 0 {
-            let disabled = self.slot.region().toggled(USERFAULT).set();
+            let disabled = self.slot.region().toggled(USERFAULT).tell();
             assert_eq!(disabled, Ok(()), "clearing the flag");
         }
     }
@@ -213,7 +230,8 @@ impl Userfault<'_> {
     /// Clears the flag, and sets others instead of those that the slot has, in one call.
     #[track_caller]
     pub fn disable_with(self, flags: u32) {
-        let disabled = self.slot.region().flags(flags & !USERFAULT).set();
+        let _changing = self.slot.changing();
+        let disabled = self.slot.region().flags(flags & !USERFAULT).tell();
         assert_eq!(disabled, Ok(()), "clearing the flag");
     }
 }
@@ -280,7 +298,8 @@ impl Slot {
         }))
     }
 
-    /// Returns libkvm's own slot, which has the guest's code, its stacks and its page tables.
+    /// Returns libkvm's own slot, which has the guest's code, its stacks and its page tables, where
+    /// nothing can be mapped from then on.
     #[track_caller]
     pub fn of_tables(vm: &mut Vm) -> Self {
         let area = vm.own_memory();
@@ -345,22 +364,26 @@ impl Slot {
         Page((gpa - self.gpa(Page(0))).0 as usize / page_size())
     }
 
-    /// Returns the flags that it has besides userfault, and that for guest_memfd.
-    fn other_flags(&self) -> u32 {
-        self.state().region.flags & !USERFAULT
-    }
-
     /// Sets the flag, with a bitmap.
     #[track_caller]
     pub fn enable<'b>(&self, bitmap: &'b Bitmap) -> Userfault<'b> {
-        self.enable_with(bitmap, self.other_flags())
+        self.enable_as(bitmap, None)
     }
 
     /// Sets the flag, and others instead of those that the slot has, in one call.
     #[track_caller]
     pub fn enable_with<'b>(&self, bitmap: &'b Bitmap, flags: u32) -> Userfault<'b> {
-        assert!(bitmap.pages() >= self.pages(), "the bitmap is too short");
-        let enabled = self.region().flags(flags | USERFAULT).bitmap(bitmap).set();
+        self.enable_as(bitmap, Some(flags))
+    }
+
+    #[track_caller]
+    fn enable_as<'b>(&self, bitmap: &'b Bitmap, flags: Option<u32>) -> Userfault<'b> {
+        let _changing = self.changing();
+        let region = self.region();
+        let needed = region.raw.memory_size as usize / page_size();
+        assert!(bitmap.pages() >= needed, "the bitmap is too short");
+        let flags = flags.unwrap_or(region.raw.flags);
+        let enabled = region.flags(flags | USERFAULT).bitmap(bitmap).tell();
         assert_eq!(enabled, Ok(()), "setting the flag");
         Userfault {
             slot: self.clone(),
@@ -378,8 +401,10 @@ impl Slot {
     /// Sets all flags but that of userfault, which stays as it is, with its bitmap.
     #[track_caller]
     pub fn set_flags(&self, flags: u32) {
+        let _changing = self.changing();
         let userfault = self.state().region.flags & USERFAULT;
-        let set = self.region().flags(flags | userfault).set();
+        let flags = flags & !USERFAULT | userfault;
+        let set = self.region().flags(flags).tell();
         assert_eq!(set, Ok(()), "setting flags {flags:#x}");
     }
 

@@ -26,6 +26,7 @@ use std::{
         atomic::{
             AtomicBool,
             AtomicI32,
+            AtomicU64,
             AtomicU8,
             Ordering, //
         },
@@ -303,11 +304,18 @@ impl Vcpu {
             offset < len && len - offset >= size && offset % 8 == 0,
             "the guest has no ucall"
         );
-        // SAFETY: This is inside libkvm's memory, which is there while the VM is. There are no
-        // references to it, it is aligned, and whatever guests write there is a valid value.
-        let call = unsafe { ptr::read_volatile(address as *const bindings::ucall) };
-        let [first, second, ..] = call.args;
-        match call.cmd as u32 {
+        let call = address as *mut bindings::ucall;
+        // SAFETY: This is inside libkvm's memory, which is there while the VM is, and aligned. Who
+        // accesses it meanwhile does so by atomics of this size.
+        let [command, first, second] = unsafe {
+            let words = [
+                &raw mut (*call).cmd,
+                &raw mut (*call).args[0],
+                &raw mut (*call).args[1],
+            ];
+            words.map(|word| AtomicU64::from_ptr(word).load(Ordering::Relaxed))
+        };
+        match command as u32 {
             bindings::UCALL_SYNC => Exit::Sync(first, second),
             bindings::UCALL_DONE => Exit::Done,
             bindings::UCALL_UNHANDLED => Exit::Exception {

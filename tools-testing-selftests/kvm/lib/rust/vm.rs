@@ -220,6 +220,14 @@ impl Vm {
         self.0.raw()
     }
 
+    /// As [`Vm::raw`], for the guest's own tables, which libkvm accesses plainly: nobody may have
+    /// their memory.
+    #[track_caller]
+    fn raw_for_tables(&mut self) -> *mut bindings::kvm_vm {
+        assert!(!self.0.is_claimed(OWN_SLOT), "after Slot::of_tables()");
+        self.raw()
+    }
+
     /// Creates a guest_memfd of `pages` pages and maps those from `first` on, or skips the case
     /// where KVM has none that can be mapped.
     #[track_caller]
@@ -248,8 +256,9 @@ impl Vm {
     }
 
     /// Maps `pages` host pages from a guest physical address on in the guest's own tables.
+    #[track_caller]
     pub fn map(&mut self, gva: Gva, gpa: Gpa, pages: usize) {
-        let raw = self.raw();
+        let raw = self.raw_for_tables();
         // SAFETY: The pointer is valid, and libkvm checks what it is asked for.
         unsafe {
             let guest_pages = Bytes::of_pages(pages).0 / u64::from((*raw).page_size);
@@ -270,8 +279,9 @@ impl Vm {
 
     /// Returns where the entry is by which the guest's own tables translate an address, in the
     /// table of a level.
+    #[track_caller]
     pub fn table_entry(&mut self, gva: Gva, level: i32) -> Gpa {
-        let raw = self.raw();
+        let raw = self.raw_for_tables();
         // SAFETY: The pointer is valid, libkvm ends the program for an address without an entry,
         // and the entry is in libkvm's memory.
         Gpa(unsafe {
