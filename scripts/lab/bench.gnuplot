@@ -14,6 +14,7 @@ set linetype 2 lc "#0b5fa5" lw 2 pt 7
 set linetype 3 lc "#c2410c" lw 2 pt 7
 set linetype 4 lc "#15803d" lw 2 pt 7
 set linetype 5 lc "#7e22ce" lw 2 pt 7
+set linetype 6 lc "#a16207" lw 2 pt 7
 set format y "%.0s%c"
 set yrange [0:*]
 do for [cpu in cpus] {
@@ -28,6 +29,6 @@ do for [cpu in cpus] {
 	set logscale x 2
 	set xtics (1, 2, 4, 8)
 	set xrange [1:8.5]
-	plot for [i=2:6] cpu."-demand.dat" using 1:i title columnheader(i)
+	plot for [i=2:7] cpu."-demand.dat" using 1:i title columnheader(i)
 }
 unset multiplot

@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import re
@@ -76,19 +77,19 @@ def kinds_of(cpu):
     return {
         "instructions": Kind(f"counting-{cpu}", COUNT, ALL_LABELS, ALL),
         "events": Kind(f"counting-{cpu}", EVENTS, ALL_LABELS, CALLS),
-        "scaling": Kind(f"eight-{cpu}", EVENTS, (HELPER,), DEMAND),
     }
 
 
 MACHINES = {
-    "n1": kinds_of("n1")
-    | {
-        f"toggles-{hertz}": Kind("eight-n1", variant, (HELPER,), TOGGLES, alone=True)
-        for hertz, variant in TICKS.items()
-    },
+    "n1": kinds_of("n1"),
     "max": kinds_of("max"),
     "nvhe": {"events": Kind("nvhe", EVENTS, (CORE, HELPER), HYPERCALLS)},
     "protected": {"events": Kind("protected", EVENTS, (CORE, HELPER), HYPERCALLS)},
+    "scaling": {"scaling": Kind("eight-n1", EVENTS, (HELPER,), DEMAND)},
+    "toggles": {
+        f"toggles-{hertz}": Kind("eight-n1", variant, (HELPER,), TOGGLES, alone=True)
+        for hertz, variant in TICKS.items()
+    },
 }
 
 
@@ -163,9 +164,10 @@ def images_of(compared, kinds, jobs):
         build = kernel.kernel(kgit.TREE, variant, jobs)
         commit, rest = compared[name]
         images[variant, name] = image(build, commit, variant + rest, jobs)
-    variants = {variant for variant, _ in wanted}
+    # Of the same variant, but of a commit that is not wanted any more.
+    names = {path.name.rpartition("-")[0] for path in images.values()}
     for old in FOLDER.glob("*/config"):
-        if old.parent not in images.values() and old.parent.name.startswith(tuple(variants)):
+        if old.parent not in images.values() and old.parent.name.rpartition("-")[0] in names:
             shutil.rmtree(old.parent)
     return images
 
@@ -191,8 +193,18 @@ def selftests(build, commit, jobs, words=()):
         yield kernel.selftests(kgit.TREE, build, jobs, words)
 
 
+def place(kind, build, commit, cases):
+    """Returns where the figures of a run are kept: they depend on the machine, the kernel, the
+    programs and the cases."""
+    programs = kgit.git("rev-parse", f"{commit}:tools/testing/selftests/kvm")
+    state = hashlib.sha256(f"{programs} {kind.variant} {cases}".encode())
+    for path in sorted(PROGRAMS.glob("*.rs")):
+        state.update(path.read_bytes())
+    return FOLDER / "figures" / f"{kind.host}-{build.name}-{state.hexdigest()[:12]}"
+
+
 def run(kind, what, build, initrd, cases):
-    """Runs the benchmark on a machine; returns its figures, and what went wrong."""
+    """Runs the benchmark on a machine; returns what it prints, and what went wrong."""
     words = ["env", "BENCH_EVENTS=1"] if kind.variant == EVENTS else []
     command = shlex.join([*words, PROGRAM, "-t", str(CASE_SECONDS), *cases.split()])
     try:
@@ -201,13 +213,13 @@ def run(kind, what, build, initrd, cases):
     except machine.Unfinished as error:
         lines, wrong = error.lines, [str(error)]
     wrong += [line for line in lines if line.startswith("not ok")]
-    figures = parse(lines)
-    wrong += [] if figures else ["no figures"]
-    return figures, [f"{what}: {text}" for text in wrong]
+    wrong += [] if parse(lines) else ["no figures"]
+    return lines, [f"{what}: {text}" for text in wrong]
 
 
-def measure(chosen, images, initrd, quick, jobs):
+def measure(chosen, images, initrd, commit, options):
     """Runs all that is to be run, most of it at once; returns the results, and what went wrong."""
+    quick, jobs = options.quick, options.jobs or os.cpu_count() or 1
     results, wrong = {name: {which: {} for which in kinds} for name, kinds in chosen.items()}, []
     runs = [
         (kind, f"{name}, {which}, {label}", results[name][which], label)
@@ -223,8 +235,16 @@ def measure(chosen, images, initrd, quick, jobs):
     def take(one):
         """Takes the figures of one run."""
         kind, what, into, label = one
-        cases = QUICK if quick else kind.cases
-        into[label], problems = run(kind, what, images[kind.variant, label], initrd, cases)
+        cases, build = QUICK if quick else kind.cases, images[kind.variant, label]
+        kept = place(kind, build, commit, cases)
+        if kept.exists() and not options.again:
+            lines, problems = kept.read_text().splitlines(), []
+        else:
+            lines, problems = run(kind, what, build, initrd, cases)
+        if not problems:
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_text("\n".join(lines))
+        into[label] = parse(lines)
         say(f"{what}: {len(into[label])} figures")
         wrong.extend(problems)
 
@@ -257,7 +277,7 @@ def program():
     )
     add_common_options(parser)
     parser.add_argument(
-        "--machine", action="append", choices=MACHINES, help="may be repeated; default: all"
+        "--machine", action="append", choices=MACHINES, help="or kind of figures; may be repeated; default: all"
     )
     parser.add_argument("--quick", action="store_true", help="only the main figures")
     parser.add_argument(
@@ -269,6 +289,11 @@ def program():
     )
     parser.add_argument(
         "--branch", help="measure this branch of the series' tree, and leave the tree as it is"
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="take figures anew that are there, of the same kernel and programs",
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
     args = parser.parse_args()
@@ -285,8 +310,7 @@ def program():
         initrd = FOLDER / "initrd.cpio.gz"
         with selftests(build, commit, args.jobs) as installed:
             shutil.copy(kernel.initrd(build, installed), initrd)
-        jobs = args.jobs or os.cpu_count() or 1
-        results, wrong = measure(chosen, images, initrd, args.quick, jobs)
+        results, wrong = measure(chosen, images, initrd, commit, args)
     command = "scripts/bench" + (" --quick" if args.quick else "")
     command += "".join(f" --machine {name}" for name in args.machine or [])
     about = describe(compared, command)

@@ -106,7 +106,7 @@ ROWS = [
     Row("- by one handler thread", ("demand-userfault-handler",), wanted=ONE),
     Row("- with UFFDIO_COPY", ("demand-userfault-copy",), wanted=ONE),
     Row("paging by userfaultfd MISSING, a page", ("demand-missing",), wanted=ONE),
-    Row("- ÷ userfault", ("demand-missing",), ("demand-userfault",), "1.6", ONE),
+    Row("- ÷ userfault with UFFDIO_COPY", ("demand-missing",), ("demand-userfault-copy",), "1.6", ONE),
     Row("paging of a file by userfault, a page", ("demand-userfault-file",), wanted=ONE),
     Row("paging of a file by userfaultfd MINOR, a page", ("demand-minor",), wanted=ONE),
     Row("- ÷ userfault", ("demand-minor",), ("demand-userfault-file",), "1.6", ONE),
@@ -114,6 +114,7 @@ ROWS = [
 
 DEMAND = {
     "userfault": "demand-userfault",
+    "userfault, UFFDIO_COPY": "demand-userfault-copy",
     "userfault, handler thread": "demand-userfault-handler",
     "userfaultfd MISSING": "demand-missing",
     "userfault, file": "demand-userfault-file",
@@ -249,7 +250,7 @@ def ratio(amount, divisor):
     return None if amount is None or not divisor else amount / divisor
 
 
-def meaning(name, kinds):
+def meaning(name, kinds, toggled):
     """Returns in five lines what the figures mean for the author of a VMM."""
     helper = kinds.get("instructions", {}).get("helper", [])
     core = kinds.get("instructions", {}).get("core", [])
@@ -257,14 +258,16 @@ def meaning(name, kinds):
     exit_, flush = value(helper, "userfault-exit"), value(helper, "flush")
     few, all_ = (value(helper, "enable", marked=share) for share in (1, 100))
     both = [total(one, ("enable", "touch"), marked=1) for one in (core, helper)]
-    paging, missing = (value(helper, f"demand-{how}", **ONE) for how in ("userfault", "missing"))
+    ways = ("userfault-copy", "missing")
+    paging, missing = (value(helper, f"demand-{how}", **ONE) for how in ways)
     toggles = [
         f"{times} with HZ={hertz}"
-        for hertz, figures in ticking(kinds)
+        for hertz, figures in ticking(toggled)
         if (times := milliseconds(figures, "toggle-set", slots=1, vcpus=8))
     ]
     pages = sentence(
-        "Paging on demand costs {} a page, by a userfaultfd {} times as much.",
+        "Paging by UFFDIO_COPY costs {} a page if the vCPU's thread does it after an exit, and {}"
+        " times as much if userfaultfd's handler does.",
         *(paging, ratio(missing, paging)),
     )
     exits = sentence(
@@ -308,7 +311,7 @@ def page(results, about, has_picture):
     first = next((name for name in ("n1", "max") if name in results), None)
     parts = [
         "# What userfault costs\n",
-        *([meaning(first, results[first])] if first else []),
+        *([meaning(first, results[first], results.get("toggles", {}))] if first else []),
         *(["![The main figures](bench.svg)\n"] if has_picture else []),
         f"Made by `{about['command']}` with {about['emulator']}, of three kernels that are",
         "configured alike; `--quick` has the main figures, `--output DIR` says where all goes:\n",
@@ -318,9 +321,10 @@ def page(results, about, has_picture):
         "Instructions are those of host, VMM and guest together: on these machines one takes a",
         "nanosecond. 4K pages, a slot of 64 MiB unless another size is named, all of it mapped by",
         "pages. *Touch all* is a guest that reads each page. A call that waits for a grace period",
-        "is without the wait. Two boots agree to 0.01 % where one thread runs, and to 1 % where the",
-        "scheduler has a say. n1 is a Neoverse N1, and max a CPU with FEAT_S2FWB, which cleans",
-        "nothing. See scripts/bench-programs/userfault_bench.rs.\n",
+        "is without the wait, by the CPU time of its thread, which is right to 2 M or so. All else",
+        "agrees in two boots to 0.01 % where one thread runs, and to 1 % where the scheduler has a",
+        "say. Paging but by UFFDIO_COPY fills pages word by word, as the tests do. n1 is a Neoverse",
+        "N1, and max a CPU with FEAT_S2FWB, which cleans nothing. See scripts/bench-programs.\n",
         "Counts are per call or per page: 0.00195 is 1 / 512, once a block. Where kernels differ",
         "they are those of base · core · helper. Holds of locks are those of a kernel that counts,",
         "for comparison with each other only.\n",
@@ -337,11 +341,11 @@ def page(results, about, has_picture):
             parts += [f"## {name}: what hardware pays for ({compared})\n"]
             parts += [event_table(events, EVENT_ROWS, WAITS)]
         if scaling := kinds.get("scaling"):
-            parts += [f"## {name}: paging by several vCPUs, on eight CPUs\n"]
+            parts += ["## Paging by several vCPUs, on eight CPUs (n1)\n"]
             parts += ["How often locks were taken and waited for; the emulator says nothing of time.\n"]
             parts += [event_table(scaling, SCALING_ROWS, ("tlb", "longest", "cleaned", "icache"))]
         for hertz, figures in ticking(kinds):
-            parts += [f"## {name}: toggles by the clock, on eight CPUs, HZ={hertz}\n"]
+            parts += [f"## Toggles by the clock, on eight CPUs (n1), HZ={hertz}\n"]
             parts += ["Times of an emulator that has few CPUs to run eight on.\n"]
             parts += [toggle_table(figures)]
     return "\n".join(filter(None, parts))
