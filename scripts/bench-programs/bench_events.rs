@@ -64,7 +64,10 @@ impl Event {
                 write(&format!("{PROBES}/{function}/trigger"), sums)
             }
             Self::Hypercalls => {
-                write(&format!("{HYPERVISOR}/buffer_size_kb"), "8192")?;
+                // Its size cannot change once it is in use, as it is after the first case.
+                if read(&format!("{HYPERVISOR}/tracing_on"))?.trim() == "0" {
+                    write(&format!("{HYPERVISOR}/buffer_size_kb"), "8192")?;
+                }
                 write(
                     &format!("{HYPERVISOR}/events/hypervisor/hyp_enter/enable"),
                     "1",
