@@ -27,7 +27,19 @@ import kgit
 import machine
 import report
 import tree
-from common import CACHE, REPO, LabError, add_common_options, lock, main, output, say, step, took
+from common import (
+    CACHE,
+    REPO,
+    LabError,
+    add_common_options,
+    lock,
+    main,
+    output,
+    say,
+    step,
+    took,
+    write_if_changed,
+)
 from overlay import overlays
 
 # How long a case of the benchmark may take, and all of it.
@@ -159,11 +171,12 @@ def images_of(compared, kinds, jobs):
     """Builds the kernels of some kinds of figures and returns {(variant, name): where it is}; the
     same one is built once."""
     wanted = sorted({(kind.variant, label) for kind in kinds for label in kind.labels})
-    images = {}
+    images, builds = {}, {}
     for variant, name in wanted:
-        build = kernel.kernel(kgit.TREE, variant, jobs)
+        if variant not in builds:
+            builds[variant] = kernel.kernel(kgit.TREE, variant, jobs)
         commit, rest = compared[name]
-        images[variant, name] = image(build, commit, variant + rest, jobs)
+        images[variant, name] = image(builds[variant], commit, variant + rest, jobs)
     # Of the same variant, but of a commit that is not wanted any more.
     names = {path.name.rpartition("-")[0] for path in images.values()}
     for old in FOLDER.glob("*/config"):
@@ -241,9 +254,8 @@ def measure(chosen, images, initrd, commit, options):
             lines, problems = kept.read_text().splitlines(), []
         else:
             lines, problems = run(kind, what, build, initrd, cases)
-        if not problems:
-            kept.parent.mkdir(exist_ok=True)
-            kept.write_text("\n".join(lines))
+            if not problems:
+                write_if_changed(kept, "\n".join(lines))
         into[label] = parse(lines)
         say(f"{what}: {len(into[label])} figures")
         wrong.extend(problems)
