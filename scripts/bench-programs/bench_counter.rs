@@ -4,6 +4,9 @@
 
 use std::{
     arch::asm,
+    fs::File,
+    io::Read,
+    os::fd::FromRawFd,
     sync::atomic::{
         AtomicBool,
         Ordering, //
@@ -53,6 +56,42 @@ pub fn run_time() -> f64 {
     };
     assert_eq!(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &mut time), 0);
     time.seconds as f64 * 1e9 + time.nanoseconds as f64
+}
+
+/// The PMU's count of the instructions of the calling thread, the kernel's for it included.
+pub struct Instructions(File);
+
+extern "C" {
+    fn syscall(number: i64, ...) -> i64;
+}
+
+impl Instructions {
+    /// Begins to count.
+    pub fn count() -> Self {
+        const PERF_EVENT_OPEN: i64 = 241;
+        const PERF_TYPE_HARDWARE: u64 = 0;
+        const PERF_COUNT_HW_INSTRUCTIONS: u64 = 1;
+        // The first version of struct perf_event_attr: type, size, config, and nothing special.
+        let mut attributes = [0u64; 8];
+        attributes[0] = PERF_TYPE_HARDWARE | (size_of_val(&attributes) as u64) << 32;
+        attributes[1] = PERF_COUNT_HW_INSTRUCTIONS;
+        let attributes = attributes.as_ptr();
+        // This thread, any CPU, no group, no flags.
+        let (pid, cpu, group, flags) = (0i64, -1i64, -1i64, 0i64);
+        // SAFETY: The kernel reads the attributes, which say how long they are.
+        let fd = unsafe { syscall(PERF_EVENT_OPEN, attributes, pid, cpu, group, flags) };
+        assert!(fd >= 0, "the PMU does not count instructions");
+        // SAFETY: The descriptor is new, and nobody else's.
+        Self(unsafe { File::from_raw_fd(fd as i32) })
+    }
+
+    /// Returns how many there have been.
+    pub fn so_far(&self) -> f64 {
+        let mut bytes = [0; 8];
+        let read = (&self.0).read_exact(&mut bytes);
+        read.expect("cannot read the PMU's count");
+        u64::from_ne_bytes(bytes) as f64
+    }
 }
 
 /// Returns by how many nanoseconds a thread was late at most, while `operation` ran, that the

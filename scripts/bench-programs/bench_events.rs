@@ -156,7 +156,7 @@ impl Counter {
         for (name, event) in wanted {
             match event.prepare() {
                 Ok(()) => events.push((*name, *event)),
-                Err(reason) => println!("# bench: {name} is not counted: {reason}"),
+                Err(reason) => println!("bench: {name} is not counted: {reason}"),
             }
         }
         Self { events }

@@ -143,10 +143,18 @@ def kernels(commit):
     return {BASE: ("base", ""), CORE: (commit, "-nohelper"), HELPER: (commit, "")}
 
 
+def source(commit):
+    """Returns what tells kernels apart: all of the tree but what is not built into them."""
+    others = ("tools", "Documentation", "MAINTAINERS")
+    lines = kgit.git("ls-tree", commit).splitlines()
+    wanted = [line for line in lines if line.partition("\t")[2] not in others]
+    return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+
+
 def image(build, commit, variant, jobs):
     """Builds a commit's kernel where another is built, unless there is one of the same source, and
     returns where it is."""
-    content = kgit.git("rev-parse", f"{commit}^{{tree}}")
+    content = source(commit)
     asked = config.defaults(kgit.TREE) + config.text(variant)
     target = FOLDER / f"{variant}-{content[:12]}"
     stamp = target / "config"
@@ -209,7 +217,7 @@ def selftests(build, commit, jobs, words=()):
 def place(kind, build, commit, cases):
     """Returns where the figures of a run are kept: they depend on the machine, the kernel, the
     programs and the cases."""
-    programs = kgit.git("rev-parse", f"{commit}:tools/testing/selftests/kvm")
+    programs = kgit.git("rev-parse", f"{commit}:tools/testing/selftests/kvm/lib")
     state = hashlib.sha256(f"{programs} {kind.variant} {cases}".encode())
     for path in sorted(PROGRAMS.glob("*.rs")):
         state.update(path.read_bytes())
@@ -218,7 +226,8 @@ def place(kind, build, commit, cases):
 
 def run(kind, what, build, initrd, cases):
     """Runs the benchmark on a machine; returns what it prints, and what went wrong."""
-    words = ["env", "BENCH_EVENTS=1"] if kind.variant == EVENTS else []
+    what_counts = "BENCH_EVENTS=1" if kind.variant == EVENTS else "BENCH_INSTRUCTIONS=1"
+    words = [] if kind.alone else ["env", what_counts]
     command = shlex.join([*words, PROGRAM, "-t", str(CASE_SECONDS), *cases.split()])
     try:
         _, lines = machine.boot(kind.host, build, initrd, command, show=False, timeout=SECONDS)

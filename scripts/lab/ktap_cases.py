@@ -107,6 +107,11 @@ def other_ways(program):
         ([program, "-c", "fails"], 1, ["not ok 1 fails"]),
         ([program, "-c", "passes", "fails"], 1, []),
         ([program, "-t", "1", "-t", "2", "passes"], 1, []),
+        ([program, "-t", "soon", "passes"], 1, []),
+        ([program, "-x"], 1, []),
+        ([program, "is_not_there"], 1, []),
+        ([program, "-h"], 0, []),
+        ([program, "-l"], 0, []),
         (
             ["env", "--ignore-signal=CHLD", program, "passes", "fails"],
             1,

@@ -121,6 +121,13 @@ def boot_as_user(name, build, initrd):
     return wrong + skips.unexpected(f"{name}-user", build.name, ktap.parse(lines))
 
 
+def boot_fuzzer(name, build, initrd):
+    """Has the fuzzer compare KVM with its model on a machine, and returns what is wrong."""
+    code, lines = machine.boot(name, build, initrd, "/kselftest/kvm/userfault_fuzz", show=False)
+    splats = [line for line in lines if SPLAT.search(line)]
+    return lines[-20:] if code else splats
+
+
 def variant_of(args, pages):
     """Returns the variant of the kernel that was asked for."""
     return pages + ("-debug" if args.debug else "") + (f"-no{args.without}" if args.without else "")

@@ -28,6 +28,7 @@ import patches
 import refused
 import run
 import rust
+import selftest_builds
 import tree
 import vmm
 from common import LAB, REPO, LabError, add_common_options, main, output, step
@@ -180,16 +181,8 @@ def clippy(source, build):
 
 def selftests_by_clang(source, jobs):
     """Builds the selftests by LLVM=1, and returns which of those in Rust are no programs."""
-    build = kernel.directory(source, "selftests-clang")
-    build.mkdir(parents=True, exist_ok=True)
-    installed = kernel.selftests(source, build, jobs, ["LLVM=1", "CROSS_COMPILE="])
-    names = [path.stem for path in rust_files(source / "tools/testing/selftests/kvm/arm64")]
-    programs = {name: installed / "kvm" / name for name in names}
-    return [
-        f"{name} was not built"
-        for name, path in programs.items()
-        if not path.exists() or kernel.elf_machine(path) != kernel.EM_AARCH64
-    ]
+    programs = rust_files(source / "tools/testing/selftests/kvm/arm64")
+    return selftest_builds.by_clang(source, [path.stem for path in programs], jobs)
 
 
 def no_panic(source, build):
@@ -279,6 +272,10 @@ def program():
         lambda: initrd() and refused.wrong(source, build("4k")),
     )
     check("the selftests are built by LLVM as well", lambda: selftests_by_clang(source, args.jobs))
+    check(
+        "the selftests are built statically, without Rust, and after what they need changed",
+        lambda: initrd() and selftest_builds.in_other_ways(source, build("4k")),
+    )
     check("the helper cannot panic", lambda: no_panic(source, build("4k")))
     for variant in WARNED:
         name = f"{variant} compiles without warnings at W=1"
@@ -291,6 +288,10 @@ def program():
     check(
         f"an ordinary user's programs pass on {name}",
         lambda: run.boot_as_user(name, build("4k"), initrd()),
+    )
+    check(
+        f"KVM agrees with the fuzzer's model on {name}",
+        lambda: run.boot_fuzzer(name, build("4k"), initrd()),
     )
     check(
         f"programs that were packed run on a machine as it is, {name}",

@@ -122,6 +122,18 @@ fn leaves_a_process_behind() {
 
 fn needs_nothing() {}
 
+fn need_that_skips() {
+    ktap::skip("there is none");
+}
+
+fn need_that_fails() {
+    panic!("cannot be asked");
+}
+
+fn undoes_what_was_never_done() {
+    ktap::at_end_if_done("/proc/none", "1");
+}
+
 test_main! {
     about: "Cases that fail, hang, skip and crash on purpose.",
     needs: needs_nothing,
@@ -139,6 +151,9 @@ test_main! {
         sees_what_was_undone,
         sees_what_was_removed,
         cannot_be_undone,
+        undoes_what_was_never_done,
+        passes: need_that_skips,
+        passes: need_that_fails,
         tells_more_than_fits_in_a_pipe,
         waits_in_vain,
         prints_another_result,

@@ -34,6 +34,7 @@ use std::{
         self,
         NonNull, //
     },
+    slice,
     sync::{
         atomic::{
             AtomicU64,
@@ -437,9 +438,13 @@ impl Area {
     #[track_caller]
     pub fn fill_page(&self, page: Page, content: &[u8]) {
         assert_eq!(content.len(), page_size(), "not a page");
-        for (index, word) in content.chunks_exact(size_of::<u64>()).enumerate() {
-            let word = u64::from_ne_bytes(word.try_into().expect("a chunk is a word"));
-            self.word(page, index).store(word, Ordering::Relaxed);
+        const SIZE: usize = size_of::<u64>();
+        let start = self.pointer(page.offset().0 as usize, content.len()).cast();
+        // SAFETY: The page is inside the mapping, and aligned. All accesses are atomic.
+        let words = unsafe { slice::from_raw_parts::<AtomicU64>(start, content.len() / SIZE) };
+        for (word, content) in words.iter().zip(content.chunks_exact(SIZE)) {
+            let content = u64::from_ne_bytes(content.try_into().expect("a chunk is a word"));
+            word.store(content, Ordering::Relaxed);
         }
     }
 
@@ -582,9 +587,11 @@ impl Area {
         if let Err(error) = fs::metadata(UNPOISON) {
             ktap::skip(format!("cannot unpoison a page: {UNPOISON}: {error}"));
         }
-        let frame = self.frame(page).expect("there is no page");
+        let frame = format!("{:#x}", self.frame(page).expect("there is no page"));
+        // This process may be killed before the call returns.
+        ktap::at_end_if_done(UNPOISON, &frame);
         self.madvise(page.0..page.0 + 1, how)?;
-        ktap::at_end(UNPOISON, Some(&format!("{frame:#x}")));
+        ktap::at_end(UNPOISON, Some(&frame));
         Ok(())
     }
 

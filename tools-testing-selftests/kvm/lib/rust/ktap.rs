@@ -24,7 +24,10 @@ use std::{
         fd::AsRawFd,
         unix::{
             net::UnixStream,
-            process::ExitStatusExt, //
+            process::{
+                parent_id,
+                ExitStatusExt, //
+            }, //
         },
     },
     panic::{
@@ -91,17 +94,20 @@ fn limit() -> Duration {
 }
 
 /// Counts the rounds of a loop that goes on until something is so, which is looked at after `least`
-/// rounds. Fails if that takes half of the time that the case has.
+/// rounds. Fails if that takes half of the time that the case has, from then on.
 #[track_caller]
 pub fn rounds(
     least: usize,
     what: &'static str,
     is_so: impl Fn() -> bool,
 ) -> impl Iterator<Item = usize> {
-    let (start, caller) = (Instant::now(), Location::caller());
+    let (mut start, caller) = (None, Location::caller());
     (0..).take_while(move |&round| {
-        let is_over = round >= least && is_so();
-        let waited = start.elapsed();
+        if round < least {
+            return true;
+        }
+        let is_over = is_so();
+        let waited = start.get_or_insert_with(Instant::now).elapsed();
         assert!(
             is_over || waited < limit() / 2,
             "{caller}: waited {waited:.1?} for {what}"
@@ -155,15 +161,24 @@ pub fn at_end(path: &str, content: Option<&str>) {
     tell(&format!("undo {path}{}", content.unwrap_or_default()));
 }
 
+/// As [`at_end`], for a change that is about to be made: if it never is, there is nothing to undo.
+pub fn at_end_if_done(path: &str, content: &str) {
+    tell(&format!("undo ?{path} {content}"));
+}
+
 /// Undoes what a case has told to undo, and returns whether that has worked.
 fn undo(told: &[String]) -> bool {
     let undo = |what: &str| {
+        let (may_fail, what) = match what.strip_prefix('?') {
+            Some(what) => (true, what),
+            None => (false, what),
+        };
         let undone = match what.split_once(' ') {
             Some((path, content)) => fs::write(path, content),
             None => fs::remove_dir(what),
         };
         let failed = |error| diagnostic(&format!("cannot undo {what}: {error}"));
-        undone.map_err(failed).is_ok()
+        may_fail || undone.map_err(failed).is_ok()
     };
     let told = told.iter().filter_map(|line| line.strip_prefix("undo "));
     told.rev().fold(true, |good, what| undo(what) && good)
@@ -240,19 +255,24 @@ fn panicked(info: &PanicHookInfo<'_>) {
     end("failed")
 }
 
-/// Has this process killed when the one that has started it ends.
-fn end_with_parent() {
-    // SAFETY: The call takes numbers only.
-    unsafe { bindings::prctl(bindings::PR_SET_PDEATHSIG as i32, bindings::SIGKILL) };
-}
-
-/// Starts a process that begins as a copy of this one, and returns 0 in there.
+/// Starts a process that begins as a copy of this one and is killed when this one ends, and returns
+/// 0 in there.
 #[track_caller]
 fn fork() -> io::Result<i32> {
+    let parent = process::id();
     let threads = fs::read_dir("/proc/self/task").expect("cannot count threads");
     assert_eq!(threads.count(), 1, "other threads may hold locks");
     // SAFETY: This is the only thread.
-    match unsafe { bindings::fork() } {
+    let process = unsafe { bindings::fork() };
+    if process == 0 {
+        // SAFETY: The call takes numbers only.
+        unsafe { bindings::prctl(bindings::PR_SET_PDEATHSIG as i32, bindings::SIGKILL) };
+        if parent_id() != parent {
+            // It has ended before.
+            process::exit(EXIT_FAILED);
+        }
+    }
+    match process {
         -1 => Err(io::Error::last_os_error()),
         process => Ok(process),
     }
@@ -260,7 +280,6 @@ fn fork() -> io::Result<i32> {
 
 /// Runs a case in this process, which it ends.
 fn run_here(case: Case, needs: fn()) -> ! {
-    end_with_parent();
     CASE.get_or_init(|| case.name);
     panic::set_hook(Box::new(panicked));
     // With a policy of its own no page is moved, nor unmapped for that, by NUMA balancing.
@@ -285,7 +304,6 @@ pub struct Process(i32);
 pub fn start_process(run: impl FnOnce()) -> Process {
     match fork().expect("fork failed") {
         0 => {
-            end_with_parent();
             STARTED.store(true, Ordering::Relaxed);
             run();
             process::exit(EXIT_OK)
@@ -295,7 +313,7 @@ pub fn start_process(run: impl FnOnce()) -> Process {
 }
 
 impl Process {
-    /// Waits until the process has ended, and fails if it has.
+    /// Waits until the process has ended, and fails if it did.
     #[track_caller]
     pub fn join(self) {
         let mut status = 0;
@@ -384,6 +402,8 @@ fn run_apart(number: usize, case: Case, needs: fn()) -> i32 {
                 bindings::dup2(stdout.as_raw_fd(), 1);
                 bindings::dup2(stdout.as_raw_fd(), 2);
             }
+            // Else this process would not see that nobody is there any more.
+            drop((told, printed));
             PARENT.get_or_init(|| theirs);
             run_here(case, needs)
         }

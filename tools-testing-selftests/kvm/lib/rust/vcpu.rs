@@ -126,10 +126,10 @@ extern "C" fn ignore(_signal: i32) {}
 impl Kick {
     /// Has the vCPU's next, or current, call of [`Vcpu::run`] return [`Exit::Kicked`].
     pub fn kick(&self) {
-        // For a thread that is about to enter the guest, and one that is in there. Whoever sees
-        // that somebody has asked takes back what was stored before.
-        self.immediate_exit().store(1, Ordering::SeqCst);
+        // For a thread that is about to enter the guest, and one that is in there. Whoever takes
+        // the byte back sees after that who has asked.
         self.0.asked.store(true, Ordering::SeqCst);
+        self.immediate_exit().store(1, Ordering::SeqCst);
         let thread = self.0.thread.load(Ordering::SeqCst);
         if thread != 0 {
             // SAFETY: The call takes numbers. Whichever thread of this process gets the signal has
@@ -148,11 +148,8 @@ impl Kick {
 
     /// Returns whether somebody has asked since this was called last.
     fn take(&self) -> bool {
-        let asked = self.0.asked.swap(false, Ordering::SeqCst);
-        if asked {
-            self.immediate_exit().store(0, Ordering::SeqCst);
-        }
-        asked
+        self.immediate_exit().store(0, Ordering::SeqCst);
+        self.0.asked.swap(false, Ordering::SeqCst)
     }
 }
 
