@@ -11,8 +11,18 @@ use std::{
         self,
         File, //
     },
-    io::Write,
-    path::Path, //
+    io::{
+        BufRead,
+        BufReader,
+        Write, //
+    },
+    path::Path,
+    sync::atomic::{
+        AtomicU64,
+        Ordering, //
+    },
+    thread,
+    time::Duration, //
 };
 
 const TRACING: &str = "/sys/kernel/tracing";
@@ -72,7 +82,8 @@ impl Event {
                     &format!("{HYPERVISOR}/events/hypervisor/hyp_enter/enable"),
                     "1",
                 )?;
-                write(&format!("{HYPERVISOR}/tracing_on"), "1")
+                write(&format!("{HYPERVISOR}/tracing_on"), "1")?;
+                count_hypercalls()
             }
             _ => read(LOCK_STAT).map(drop),
         }
@@ -88,15 +99,41 @@ impl Event {
             Self::LongestHold(classes) => {
                 Ok(lock_column(locks, classes, LONGEST_HOLD).fold(0.0, f64::max))
             }
-            Self::Hypercalls => {
-                let trace = read(&format!("{HYPERVISOR}/trace"))?;
-                if trace.contains("LOST") {
-                    return Err("the hypervisor's trace has lost events".into());
-                }
-                let is_call = |line: &&str| line.contains("hyp_enter") && line.contains("=hvc");
-                Ok(trace.lines().filter(is_call).count() as f64)
+            Self::Hypercalls => Ok(hypercalls() as f64),
+        }
+    }
+}
+
+/// How many hypercalls the trace has shown.
+static HYPERCALLS: AtomicU64 = AtomicU64::new(0);
+
+/// Begins to count hypercalls, by a thread that reads the trace as it comes: to read what is kept
+/// of it shows a part only, and the file waits for more where there is none.
+fn count_hypercalls() -> Result<(), String> {
+    let path = format!("{HYPERVISOR}/trace_pipe");
+    let file = File::open(&path).map_err(|error| format!("{path}: {error}"))?;
+    thread::spawn(|| {
+        for line in BufReader::new(file).lines().map_while(Result::ok) {
+            assert!(!line.contains("LOST"), "the trace has lost events");
+            if line.contains("hyp_enter") && line.contains("=hvc") {
+                HYPERCALLS.fetch_add(1, Ordering::Relaxed);
             }
         }
+    });
+    Ok(())
+}
+
+/// Returns how many there were so far.
+fn hypercalls() -> u64 {
+    let mut before = u64::MAX;
+    loop {
+        let now = HYPERCALLS.load(Ordering::Relaxed);
+        if now == before {
+            return now;
+        }
+        before = now;
+        // The reader comes to the end, and gives up its CPU then.
+        thread::sleep(Duration::from_millis(300));
     }
 }
 
@@ -179,9 +216,6 @@ impl Counter {
                 .collect()
         };
         let is_there = |path: &str| Path::new(path).exists();
-        if is_there(HYPERVISOR) {
-            write(&format!("{HYPERVISOR}/trace"), "0")?;
-        }
         enable("1")?;
         let before = values("")?;
         // Locks start at zero, and are read first: to read has some of them taken.

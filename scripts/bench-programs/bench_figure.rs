@@ -83,6 +83,11 @@ pub fn prepare() {
     }
 }
 
+/// Returns whether events are counted.
+pub fn counts_events() -> bool {
+    COUNTER.get().is_some()
+}
+
 /// What an operation took.
 pub enum Sample {
     /// So many nanoseconds.

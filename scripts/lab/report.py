@@ -127,8 +127,9 @@ EVENT_ROWS = [
     for row in ROWS
     if not row.over and not row.names[0].startswith(("demand", "latency"))
 ]
+# Where events are counted it is a quarter of the memory.
 SCALING_ROWS = [
-    (f"{how}, {vcpus} vCPUs, a page", name, {"vcpus": vcpus}, DEMAND_PAGES)
+    (f"{how}, {vcpus} vCPUs, a page", name, {"vcpus": vcpus}, DEMAND_PAGES // 4)
     for how, name in DEMAND.items()
     for vcpus in (1, 2, 4, 8)
 ]
@@ -202,6 +203,10 @@ def event_table(by_kernel, which, left_out=()):
     return table(["times", *events], rows) if rows else ""
 
 
+# A toggle of one slot while no vCPU runs, and after what.
+IDLE, AFTER = {"slots": 1, "vcpus": 0}, ("", "-ioeventfd")
+
+
 def milliseconds(figures, name, **wanted):
     """Returns the middle and the long end of some times in milliseconds."""
     found = [value(figures, name, event=event, **wanted) for event in ("p50", "p99")]
@@ -264,9 +269,12 @@ def limits(helper):
         sentence(
             "Above their targets are an exit, {} of an exit by MMIO, with which it shares all but the"
             " decoding; and an enable with 25 % marked: a marked page takes an exit and a fault,"
-            " {} times a fault, so that a quarter of them takes {} of what touching all does.\n",
+            " {} times a fault, so that a quarter of them takes {} of what touching all does. To set the"
+            " flag where every second page is marked takes {} times a flush, as each run is a walk;"
+            " what is not unmapped need not be mapped again.\n",
             *(ratio(exit_, value(helper, "mmio-exit")), ratio(page, fault)),
             ratio(page and page / 4, fault),
+            ratio(value(helper, "enable", marked=50), value(helper, "flush")),
         )
     )
 
@@ -282,9 +290,9 @@ def meaning(name, kinds, toggled):
     ways = ("userfault-copy", "missing")
     paging, missing = (value(helper, f"demand-{how}", **ONE) for how in ways)
     toggles = [
-        f"{times} with HZ={hertz}"
+        f"{', '.join(times)} with HZ={hertz}"
         for hertz, figures in ticking(toggled)
-        if (times := milliseconds(figures, "toggle-set", slots=1, vcpus=8))
+        if all(times := [milliseconds(figures, f"toggle-set{end}", **IDLE) for end in AFTER])
     ]
     pages = sentence(
         "Paging by UFFDIO_COPY costs {} a page if the vCPU's thread does it after an exit, and {}"
@@ -321,8 +329,9 @@ def meaning(name, kinds, toggled):
     ]
     if toggles:
         lines.append(
-            f"**A toggle waits** for a grace period, in ms (p50 / p99) with 8 vCPUs running:"
-            f" {', '.join(toggles)}. Toggle rarely; marks need no call."
+            "**A toggle waits** for a grace period, and for two ticks after another: in ms (p50 /"
+            " p99), where no vCPU runs, alone and after KVM_IOEVENTFD:"
+            f" {'; '.join(toggles)}. Toggle rarely; marks need no call."
         )
     return "".join(f"- {line}\n" for line in lines)
 
@@ -343,10 +352,9 @@ def page(results, about, has_picture):
         "Instructions are those of host, VMM and guest together: on these machines one takes a",
         "nanosecond. 4K pages, a slot of 64 MiB unless another size is named, all of it mapped by",
         "pages. *Touch all* is a guest that reads each page. A call that waits for a grace period",
-        "is without the wait, by the CPU time of its thread, which is right to 2 M or so. All else",
-        "agrees in two boots to 0.01 % where one thread runs, and to 1 % where the scheduler has a",
-        "say. Paging but by UFFDIO_COPY fills pages word by word, as the tests do. n1 is a Neoverse",
-        "N1, and max a CPU with FEAT_S2FWB, which cleans nothing. See scripts/bench-programs.\n",
+        "is without the wait: the PMU's count of its thread. Figures agree in two boots to 0.1 %",
+        "where one thread runs, and to 1 % where the scheduler has a say. n1 is a Neoverse N1, and",
+        "max a CPU with FEAT_S2FWB, which cleans nothing. See scripts/bench-programs.\n",
         "Counts are per call or per page: 0.00195 is 1 / 512, once a block. Where kernels differ",
         "they are those of base · core · helper; a dash is what was not counted. Holds of locks are",
         "those of a kernel that counts, for comparison with each other only.\n",

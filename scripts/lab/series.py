@@ -57,10 +57,10 @@ def check_each_patch():
     return 1 if bad else 0
 
 
-@lock("linux")
 def check_patches(args):
     """Says whether all agree."""
-    wrong = export.check()
+    with lock("linux"):
+        wrong = export.check()
     for sentence in wrong:
         print(sentence, file=sys.stderr)
     if wrong:
@@ -69,6 +69,7 @@ def check_patches(args):
     print(
         f"{found[-1].last} patches in {len(found)} parts apply; mirrored folders and tree agree"
     )
+    # What is built of it is built under a cover, so that others can use the tree meanwhile.
     return check_each_patch() if args.full else 0
 
 

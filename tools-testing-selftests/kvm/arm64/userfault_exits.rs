@@ -46,10 +46,10 @@ fn exit_maps_nothing() {
 /// One mark is for all of a page of the host, which may be several of the guest's: the exit has the
 /// address and size of the host's, wherever in there the access is, and all of it is there at once
 /// when the mark is clear.
-fn mark_is_for_all_of_the_page() {
+fn check_mark_of_a_page(backing: Backing) {
     // With 64K pages a part is 4K, with 16K four of them are.
     const PARTS: usize = 16;
-    let mut machine = Machine::new(Backing::Anonymous, 2);
+    let mut machine = Machine::new(backing, 2);
     let slot = machine.slot.clone();
     let part = page_size() / PARTS;
     let fill = |page: Page| {
@@ -77,6 +77,14 @@ fn mark_is_for_all_of_the_page() {
             expect_eq!(machine.run(), Exit::Sync(n as u64, n as u64));
         }
     }
+}
+
+fn mark_is_for_all_of_the_page() {
+    check_mark_of_a_page(Backing::Anonymous);
+}
+
+fn mark_is_for_all_of_the_page_of_guest_memfd() {
+    check_mark_of_a_page(Backing::GuestMemfd);
 }
 
 /// A store exits as a load does, and is executed anew.
@@ -375,6 +383,23 @@ fn marks_that_nobody_clears() {
     }
 }
 
+/// A thread that runs a vCPU and serves its exits in memory that is there makes no system call but
+/// KVM_RUN: a VMM may forbid it all others.
+fn exits_take_no_other_system_call() {
+    let mut machine = Machine::new(Backing::Anonymous, 19);
+    let bitmap = Bitmap::marked(19);
+    let flag = machine.enable(&bitmap);
+    allow_only_kvm_run();
+    for page in pages(0..19) {
+        expect_eq!(machine.run(), machine.userfault(page));
+        machine.slot.write(page, 0, page.into());
+        bitmap.clear(page);
+        machine.read(page.0..page.0 + 1);
+    }
+    // To clear the flag is another call.
+    std::mem::forget((flag, machine));
+}
+
 /// Where the bitmap is in its area: at an odd address for KVM. Whoever supplies pages has words.
 const ODD: usize = 3;
 
@@ -503,6 +528,7 @@ test_main! {
         marked_page_exits,
         exit_maps_nothing,
         mark_is_for_all_of_the_page,
+        mark_is_for_all_of_the_page_of_guest_memfd,
         store_exits,
         every_kind_of_access_exits,
         accesses_across_a_seam_exit,
@@ -515,6 +541,7 @@ test_main! {
         bitmap_may_lose_its_memory,
         vcpus_share_a_page,
         marks_that_nobody_clears,
+        exits_take_no_other_system_call,
         marks_are_cleared_by_words,
         marks_are_cleared_by_another_process,
         exits_are_counted,

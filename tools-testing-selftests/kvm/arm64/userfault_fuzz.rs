@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Calls that set memslots in any order, and what happens to memory and bitmaps beside them.
+//! Steps in any order: memslots are set, a vCPU accesses them, and something happens to memory and
+//! bitmaps.
 //!
-//! A model says what each call has to answer and what each access of a vCPU has to do. Where KVM
-//! does something else, the program shows what had been done to the page or the slot.
+//! A model says how each step has to end. Where KVM does something else, the program shows what had
+//! been done to the page or the slot.
 //!
-//! This is not run by default: `-n` is the number of steps and `-s` the seed.
+//! This is not run by default: `-h` shows the options.
 
 use libkvm::*;
 use std::{
@@ -650,6 +651,14 @@ fn fuzz(count: u64, seed: u64) {
     }
 }
 
+const HELP: &str = "\
+Steps in any order on userfault slots, compared with a model.
+
+Usage: [-n STEPS] [-s SEED]
+
+  -n  the number of steps, 10000 if not said
+  -s  the seed, 1 if not said";
+
 /// Returns the number of steps and the seed.
 fn options() -> (u64, u64) {
     let (mut count, mut seed) = (10_000, 1);
@@ -659,8 +668,12 @@ fn options() -> (u64, u64) {
         match (word.as_str(), number) {
             ("-n", Some(number)) => count = number,
             ("-s", Some(number)) => seed = number,
+            ("-h" | "--help", _) => {
+                println!("{HELP}");
+                process::exit(0);
+            }
             _ => {
-                eprintln!("Usage: [-n STEPS] [-s SEED], {count} and {seed} if not said");
+                eprintln!("Usage: [-n STEPS] [-s SEED]");
                 process::exit(1);
             }
         }

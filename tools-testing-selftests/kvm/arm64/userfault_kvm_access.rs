@@ -47,18 +47,37 @@ const PENDING_WORD: usize = LPI as usize / 64;
 /// Marks addresses and commands that count.
 const VALID: u64 = 1 << 63;
 
-/// What the guest has written to the queue: it maps the device, a collection and the event.
-fn commands() -> [[u64; 4]; 3] {
+/// What the guest has written to the queue: it maps the device, a collection and the event, and has
+/// these numbers for what it may do with them later.
+fn commands() -> [[u64; 4]; 6] {
     const BITS_OF_EVENTS: u64 = 5;
     let translations = Part::Translations.gpa().0;
     [
         [0x08, BITS_OF_EVENTS - 1, VALID | translations, 0],
         [0x09, 0, VALID, 0],
         [0x0a, LPI << 32, 0, 0],
+        [0x0c, 0, 0, 0],
+        [0x0f, 0, 0, 0],
+        [0x08, 0, 0, 0],
     ]
 }
 
-const COMMANDS: u64 = 3 * 32;
+const MAP: Range<u64> = 0..3;
+const INV: Range<u64> = 3..4;
+const DISCARD: Range<u64> = 4..5;
+const MAPD_THAT_UNMAPS: Range<u64> = 5..6;
+
+/// What the guest has set for the interrupt: it is enabled.
+const CONFIGURATION: u64 = 0xa1;
+
+guest_code! {
+    /// Tells the host which interrupt there is.
+    fn tell_interrupt(guest: Guest, _base: Gva, _pages: u64, _stride: u64) {
+        loop {
+            guest.sync(0, guest.pending_interrupt());
+        }
+    }
+}
 
 /// Tells the ITS where its tables are, or that it has none.
 fn set_tables(its: &Its, are_valid: bool) {
@@ -72,7 +91,8 @@ fn set_tables(its: &Its, are_valid: bool) {
 /// that say where.
 fn machine() -> (Machine, Its) {
     const BITS_OF_LPIS: u64 = 16;
-    let mut machine = Machine::new(Backing::Anonymous, Part::End.page());
+    let count = Part::End.page();
+    let mut machine = Machine::with_guest(Backing::Anonymous, count, 1, tell_interrupt);
     let its = machine.vm.add_its();
     let parts = |register: u64| [register as u32, (register >> 32) as u32];
     let configuration = Part::Configuration.gpa().0 | (BITS_OF_LPIS - 1);
@@ -80,12 +100,21 @@ fn machine() -> (Machine, Its) {
     its.set_redistributor(GICR_PENDBASER, parts(Part::Pending.gpa().0));
     its.set(GITS_CBASER, VALID | Part::Commands.gpa().0);
     set_tables(&its, true);
+    its.enable_distributor();
     (machine, its)
 }
 
 /// Lets LPIs and the ITS begin.
 fn enable(its: &Its) {
     its.set_redistributor(GICR_CTLR, [1]);
+    its.set(GITS_CTLR, 1);
+}
+
+/// Has the ITS execute commands when it begins.
+fn execute(its: &Its, commands: Range<u64>) {
+    its.set(GITS_CTLR, 0);
+    its.set(GITS_CREADR, commands.start * 32);
+    its.set(GITS_CWRITER, commands.end * 32);
     its.set(GITS_CTLR, 1);
 }
 
@@ -100,10 +129,12 @@ fn snapshot() -> Vec<Vec<u8>> {
             machine.slot.write(queue, 4 * number + word, *value);
         }
     }
+    let configuration = Page(Part::Configuration.page());
+    machine.slot.write(configuration, 0, CONFIGURATION);
     let bitmap = Bitmap::marked(count);
     let _flag = machine.enable(&bitmap);
     enable(&its);
-    its.set(GITS_CWRITER, COMMANDS);
+    execute(&its, MAP);
     assert!(its.signal(DEVICE, EVENT), "no interrupt for the event");
     expect_eq!(its.save_tables(), Ok(()));
     expect_eq!(its.save_pending_tables(), Ok(()));
@@ -126,13 +157,29 @@ enum Supplied {
 
 /// Has KVM access parts of a restored guest's memory, which are marked, while the others are there.
 fn restore(supplied: Supplied, parts: Range<Part>, access: impl FnOnce(&Its)) -> (Machine, Its) {
+    restore_after(|_| (), supplied, parts, access)
+}
+
+/// As [`restore`], after something for which all of the memory was there.
+fn restore_after(
+    before: impl FnOnce(&Its),
+    supplied: Supplied,
+    parts: Range<Part>,
+    access: impl FnOnce(&Its),
+) -> (Machine, Its) {
     let snapshot = snapshot();
     let (machine, its) = machine();
+    let supply = |page: Page| machine.slot.fill_page(page, &snapshot[page.0]);
+    pages(0..snapshot.len()).for_each(supply);
+    before(&its);
     let missing = parts.start.page()..parts.end.page();
     let bitmap = Bitmap::new(snapshot.len()).with(missing.clone());
-    let supply = |page: Page| machine.slot.fill_page(page, &snapshot[page.0]);
-    let is_there = |page: &Page| supplied == Supplied::First || !missing.contains(&page.0);
-    pages(0..snapshot.len()).filter(is_there).for_each(supply);
+    for page in pages(missing.clone()) {
+        machine.slot.discard(page);
+        if supplied == Supplied::First {
+            supply(page);
+        }
+    }
 
     let flag = machine.enable(&bitmap);
     if supplied == Supplied::ByUserfaultfd {
@@ -181,7 +228,7 @@ fn tables_are_supplied_first() {
 fn check_commands(supplied: Supplied, are_found: bool) {
     let (_machine, its) = restore(supplied, Part::Commands..Part::Configuration, |its| {
         enable(its);
-        its.set(GITS_CWRITER, COMMANDS);
+        execute(its, MAP);
     });
     let signalled = its.signal(DEVICE, EVENT);
     expect_eq!(signalled, are_found, "there is an interrupt for the event");
@@ -217,6 +264,83 @@ fn pending_interrupts_come_by_userfaultfd() {
 
 fn pending_interrupts_are_supplied_first() {
     check_pending(Supplied::First, true);
+}
+
+/// The same where LPIs begin when the ITS has them already.
+fn check_pending_when_enabled(supplied: Supplied, is_found: bool) {
+    let before = |its: &Its| execute(its, MAP);
+    let (machine, its) = restore_after(before, supplied, Part::Pending..Part::End, enable);
+    expect_eq!(its.save_pending_tables(), Ok(()));
+    let word = machine.slot.read(Page(Part::Pending.page()), PENDING_WORD);
+    expect_eq!(word, u64::from(is_found), "interrupts that are pending");
+}
+
+fn enabled_lpis_have_no_marked_interrupt() {
+    check_pending_when_enabled(Supplied::Late, false);
+}
+
+fn enabled_lpis_wait_for_userfaultfd() {
+    check_pending_when_enabled(Supplied::ByUserfaultfd, true);
+}
+
+fn enabled_lpis_have_what_was_supplied() {
+    check_pending_when_enabled(Supplied::First, true);
+}
+
+/// An interrupt whose configuration is read again, and is marked, becomes disabled.
+fn check_invalidated(supplied: Supplied, is_enabled: bool) {
+    let begin = |its: &Its| {
+        enable(its);
+        execute(its, MAP);
+    };
+    let parts = Part::Configuration..Part::Pending;
+    let (mut machine, _its) = restore_after(begin, supplied, parts, |its| execute(its, INV));
+    const NONE: u64 = 1023;
+    let interrupt = if is_enabled { LPI } else { NONE };
+    expect_eq!(machine.run(), Exit::Sync(0, interrupt));
+}
+
+fn marked_configuration_disables() {
+    check_invalidated(Supplied::Late, false);
+}
+
+fn configuration_comes_by_userfaultfd() {
+    check_invalidated(Supplied::ByUserfaultfd, true);
+}
+
+fn configuration_is_supplied_first() {
+    check_invalidated(Supplied::First, true);
+}
+
+/// An entry that a command takes out of a table comes back with the page that is supplied later.
+fn check_unmapped(supplied: Supplied, comes_back: bool) {
+    for (parts, command) in [
+        (Part::Translations..Part::Commands, DISCARD),
+        (Part::Devices..Part::Collections, MAPD_THAT_UNMAPS),
+    ] {
+        let map = |its: &Its| execute(its, MAP);
+        let unmap = |its: &Its| execute(its, command.clone());
+        let (_machine, its) = restore_after(map, supplied, parts, unmap);
+        its.set(GITS_CTLR, 0);
+        set_tables(&its, false);
+        set_tables(&its, true);
+        restore_tables(&its);
+        enable(&its);
+        let signalled = its.signal(DEVICE, EVENT);
+        expect_eq!(signalled, comes_back, "an interrupt after {command:?}");
+    }
+}
+
+fn entries_of_marked_tables_come_back() {
+    check_unmapped(Supplied::Late, true);
+}
+
+fn entries_are_taken_out_by_userfaultfd() {
+    check_unmapped(Supplied::ByUserfaultfd, false);
+}
+
+fn entries_are_taken_out_of_what_was_supplied() {
+    check_unmapped(Supplied::First, false);
 }
 
 /// What KVM saves to a page that is marked is lost when the VMM supplies the page afterwards.
@@ -257,6 +381,15 @@ test_main! {
         marked_interrupts_are_not_pending,
         pending_interrupts_come_by_userfaultfd,
         pending_interrupts_are_supplied_first,
+        enabled_lpis_have_no_marked_interrupt,
+        enabled_lpis_wait_for_userfaultfd,
+        enabled_lpis_have_what_was_supplied,
+        marked_configuration_disables,
+        configuration_comes_by_userfaultfd,
+        configuration_is_supplied_first,
+        entries_of_marked_tables_come_back,
+        entries_are_taken_out_by_userfaultfd,
+        entries_are_taken_out_of_what_was_supplied,
         what_is_saved_to_a_marked_page_is_lost,
     ],
 }

@@ -393,6 +393,28 @@ fn tags_are_restored() {
     }
 }
 
+/// KVM_ARM_MTE_COPY_TAGS is an access of KVM too: a marked page that is missing has no tags, unless
+/// userfaultfd brings the page, and those that are set before its content stay.
+fn tags_of_a_marked_page() {
+    let mut machine = machine_with_tags(Backing::Anonymous, PAGES, guest_tags::read_tags);
+    let bitmap = Bitmap::marked(PAGES);
+    let _flag = machine.enable(&bitmap);
+    let slot = machine.slot.clone();
+    let none = vec![0; page_size() / 16];
+    expect_eq!(slot.tags(Page(1)), none, "without userfaultfd");
+    slot.set_tags(Page(0), 7);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    slot.write(Page(0), 0, 1);
+    bitmap.clear(Page(0));
+    expect_eq!(machine.run(), Exit::Sync(0, 7));
+
+    let uffd = Uffd::new(slot.area());
+    let (tags, asked) = uffd.serve(empty_page, || slot.tags(Page(2)));
+    expect_eq!((tags, asked), (none, vec![Page(2)]));
+    let marked = pages(1..PAGES).all(|page| bitmap.is_marked(page));
+    expect_eq!(marked, true, "all that was marked");
+}
+
 /// A hugetlb page that is mapped page by page has no tags of whoever had it before, whether the
 /// guest touches it first or the VMM restores tags of one of its pages.
 fn tags_of_others_are_not_seen() {
@@ -465,6 +487,7 @@ test_main! {
         bitmap_comes_by_userfaultfd: needs_userfault,
         bitmap_that_nobody_serves: needs_userfault,
         tags_are_restored: needs_userfault,
+        tags_of_a_marked_page: needs_userfault,
         tags_of_others_are_not_seen,
         tags_of_a_block_that_was_a_page,
     ],

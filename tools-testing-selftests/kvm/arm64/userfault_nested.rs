@@ -32,6 +32,9 @@ const ELSEWHERE: u64 = 1 << 30;
 const TABLE_SLOT: u32 = 2;
 const TABLE: Gpa = Gpa(5 << 30);
 
+/// A granule of stage 2 that is not that of most hosts.
+const GRANULE: usize = 65536;
+
 /// What the L2 of [`run_register_user`] has done with TPIDR_EL2.
 const READ: u64 = 0;
 const WRITTEN: u64 = 1;
@@ -40,6 +43,20 @@ guest_code! {
     /// L1, which runs an L2 that reads the first word of each page.
     fn run_reader(guest: Guest, base: Gva, pages: u64, page_size: u64) {
         guest.set_stage2(TABLE, page_size);
+        guest.enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
+    }
+
+    /// As [`run_reader`], with [`GRANULE`]. L1 tells first whether it has that.
+    fn run_reader_by_granule(guest: Guest, base: Gva, pages: u64, page_size: u64) {
+        guest.sync(0, guest.has_stage2_granule_of_64k().into());
+        guest.set_stage2(TABLE, GRANULE as u64);
+        guest.enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
+    }
+
+    /// As [`run_reader`], where the CPU sets the access flag. L1 tells first whether it can.
+    fn run_reader_without_access_flag(guest: Guest, base: Gva, pages: u64, page_size: u64) {
+        guest.set_stage2(TABLE, page_size);
+        guest.sync(0, guest.let_cpu_set_access_flag().into());
         guest.enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
     }
 
@@ -88,13 +105,18 @@ fn register_word() -> usize {
 }
 
 /// A machine whose L2 reads all pages of the slot one after the other, and the stage 2 that L1 has
-/// for it.
-fn with_l2(backing: Backing, count: usize, vcpus: usize, l1: guest::Entry) -> (Machine, L2Table) {
-    let (mut vm, mut vcpus) = Vm::new(2 * count + 1, vcpus, l1);
+/// for it, in memory of these kinds.
+fn with_l2(
+    [backing, of_table]: [Backing; 2],
+    count: usize,
+    vcpus: usize,
+    l1: guest::Entry,
+) -> (Machine, L2Table) {
+    let (mut vm, mut vcpus) = Vm::new(2 * count + 2, vcpus, l1);
     let slot = Slot::new(&mut vm, backing, SLOT, L1_GPA, count);
     // In L2's stage 1, which is L1's, L2 has the slot where L1's stage 2 has it.
     vm.map(Gva(ELSEWHERE), Gpa(ELSEWHERE), count);
-    let table = L2Table::new(&mut vm, TABLE_SLOT, TABLE);
+    let table = L2Table::new(&mut vm, of_table, TABLE_SLOT, TABLE, page_size());
     table.map(Gpa(0)..Gpa(ELSEWHERE), Gpa(0));
     table.map(Gpa(ELSEWHERE)..L1_GPA, L1_GPA);
     for vcpu in &mut vcpus {
@@ -105,7 +127,7 @@ fn with_l2(backing: Backing, count: usize, vcpus: usize, l1: guest::Entry) -> (M
 }
 
 fn with_reader(backing: Backing, count: usize) -> Machine {
-    with_l2(backing, count, 1, run_reader).0
+    with_l2([backing, Backing::Anonymous], count, 1, run_reader).0
 }
 
 /// As [`with_reader`], with a slot that is one huge page.
@@ -129,6 +151,15 @@ fn with_registers(backing: Backing, vcpus: usize) -> Machine {
         vcpu.set_args(vncr, 0, 0);
     }
     Machine { vm, vcpus, slot }
+}
+
+/// Runs L1 until it has told whether its CPU has what the case needs, or skips that.
+fn need_of_l1(machine: &mut Machine, what: &str) {
+    let told = machine.run();
+    if told == Exit::Sync(0, 0) {
+        ktap::skip(format!("the CPU of L1 has no {what}"));
+    }
+    expect_eq!(told, Exit::Sync(0, 1));
 }
 
 /// Returns L2's addresses of pages.
@@ -171,7 +202,8 @@ fn l2_addresses_inside_the_slot() {
     let slot = Slot::undeclared(&vm, &Area::reserved(2 * half), SLOT, L1_GPA);
     expect_eq!(slot.region().set(), Ok(()));
     vm.map(Gva(L1_GPA.0), L1_GPA, 8);
-    let table = L2Table::new(&mut vm, TABLE_SLOT, TABLE);
+    let anonymous = Backing::Anonymous;
+    let table = L2Table::new(&mut vm, anonymous, TABLE_SLOT, TABLE, page_size());
     table.map(Gpa(0)..L1_GPA, Gpa(0));
     table.map(L1_GPA..L1_GPA + gigabyte, L1_GPA + gigabyte);
     vcpus[0].set_args(Gva(L1_GPA.0), 8, page_size() as u64);
@@ -195,6 +227,40 @@ fn l2_addresses_inside_the_slot() {
     machine.slot.discard(Page(half + 6));
     machine.read(0..6);
     expect_eq!(machine.run(), machine.userfault(Page(half + 6)), "dropped");
+}
+
+/// A mark is for a page of the host, also where a page of L1's stage 2 is several of them, and at
+/// another place than in L2.
+fn marks_inside_a_page_of_l1() {
+    let (in_granule, count) = (GRANULE / page_size(), 3 * GRANULE / page_size());
+    let (mut vm, mut vcpus) = Vm::new(4 * count, 1, run_reader_by_granule);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, L1_GPA, count);
+    vm.map(Gva(ELSEWHERE), Gpa(ELSEWHERE), count);
+    let table = L2Table::new(&mut vm, Backing::Anonymous, TABLE_SLOT, TABLE, GRANULE);
+    table.map(Gpa(0)..Gpa(ELSEWHERE), Gpa(0));
+    // In L1 the last comes first.
+    let in_l1 = |page: Page| Page((2 - page.0 / in_granule) * in_granule + page.0 % in_granule);
+    for page in pages(0..count).step_by(in_granule) {
+        table.map_page(Gpa(ELSEWHERE) + page.offset(), slot.gpa(in_l1(page)));
+    }
+    vcpus[0].set_args(Gva(ELSEWHERE), count as u64, page_size() as u64);
+    slot.fill();
+    let mut machine = Machine { vm, vcpus, slot };
+    need_of_l1(&mut machine, "granule of 64K for stage 2");
+
+    let bitmap = Bitmap::new(count);
+    pages(0..count)
+        .step_by(2)
+        .for_each(|page| bitmap.mark(page));
+    let _flag = machine.enable(&bitmap);
+    for page in pages(0..count) {
+        let in_l1 = in_l1(page);
+        if bitmap.is_marked(in_l1) {
+            expect_eq!(machine.run(), machine.userfault(in_l1));
+            bitmap.clear(in_l1);
+        }
+        expect_eq!(machine.run(), Exit::Sync(page.into(), in_l1.into()));
+    }
 }
 
 /// L2's memory is mapped by pages where a page of the block is marked, even where both L1's and the
@@ -270,6 +336,70 @@ fn hole_in_guest_memfd_of_l2_exits() {
     check_dropped_page_of_l2(Backing::GuestMemfd);
 }
 
+/// A slot whose pages the host has kept aside, and dropped.
+struct Aside {
+    slot: Slot,
+    bitmap: Bitmap,
+    content: Vec<Vec<u8>>,
+}
+
+impl Aside {
+    fn new(slot: &Slot) -> Self {
+        let all = pages(0..slot.pages());
+        let content = all.clone().map(|page| slot.content(page)).collect();
+        all.for_each(|page| slot.discard(page));
+        Self {
+            slot: slot.clone(),
+            bitmap: Bitmap::marked(slot.pages()),
+            content,
+        }
+    }
+
+    /// Supplies the page that an exit is about, which must be marked, or returns `false`.
+    fn supply(&self, gpa: Gpa) -> bool {
+        let page = self.slot.page_of(gpa);
+        if page.0 >= self.slot.pages() {
+            return false;
+        }
+        expect_eq!(self.slot.gpa(page), gpa);
+        self.slot.fill_page(page, &self.content[page.0]);
+        expect_eq!(self.bitmap.clear(page), true, "{gpa:?} once more");
+        true
+    }
+}
+
+/// L1 and its L2 run to the end from memory of which nothing is there: code, stacks, the tables of
+/// both stages, and what L2 reads. Each page is asked for once.
+fn check_all_of_l1(backing: Backing) {
+    let (mut machine, table) = with_l2([backing; 2], 3, 1, run_reader);
+    // This one is always anonymous.
+    let own = Slot::of_tables(&mut machine.vm);
+    let aside = [&machine.slot, &table.slot, &own].map(Aside::new);
+    let _flags = aside.each_ref().map(|one| one.slot.enable(&one.bitmap));
+    for page in pages(0..3) {
+        let exit = loop {
+            match machine.run() {
+                Exit::Userfault { gpa, .. } => {
+                    let is_there = aside.iter().any(|one| one.supply(gpa));
+                    assert!(is_there, "{gpa:?} is not in a slot");
+                }
+                exit => break exit,
+            }
+        };
+        expect_eq!(exit, Exit::numbered(page));
+        let is_marked = aside[0].bitmap.is_marked(page) || aside[1].bitmap.is_marked(Page(0));
+        expect_eq!(is_marked, false, "{page:?} or the table was not asked for");
+    }
+}
+
+fn all_of_l1_is_marked() {
+    check_all_of_l1(Backing::Anonymous);
+}
+
+fn all_of_l1_in_guest_memfd_is_marked() {
+    check_all_of_l1(Backing::GuestMemfd);
+}
+
 /// How long a race takes at least. Rounds are few under emulation: KVM drops all that it has for
 /// all L2s when something is dropped in the slot, and takes its time for it.
 const RACE: Duration = Duration::from_secs(5);
@@ -284,7 +414,7 @@ fn let_run(exits: &AtomicUsize) {
 
 /// A page is taken from L2s that use it, over and over: none sees it while it is dropped.
 fn race_for_a_page_of_l2() {
-    let (mut machine, _table) = with_l2(Backing::Anonymous, 2, 2, run_hunter);
+    let (mut machine, _table) = with_l2([Backing::Anonymous; 2], 2, 2, run_hunter);
     let bitmap = Bitmap::new(2);
     machine.slot.write(Page(1), 0, 1);
     machine.slot.write(Page(0), 0, 1);
@@ -460,21 +590,48 @@ fn race_for_vncr_pages() {
 /// KVM reads L1's stage 2 tables for L2. A marked page of them exits with its address, as often as
 /// it is tried, injects nothing into L1, and is read again when it is clear.
 fn marked_stage2_table_of_l1_exits() {
-    let (mut machine, table) = with_l2(Backing::Anonymous, 4, 1, run_reader);
-    let bitmap = Bitmap::marked(1);
-    let entries: Vec<u64> = (0..4).map(|word| table.0.read(Page(0), word)).collect();
-    (0..4).for_each(|word| table.0.write(Page(0), word, 0));
-    let _flag = table.0.enable(&bitmap);
+    let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, run_reader);
+    let bitmap = Bitmap::marked(table.slot.pages());
+    let entries: Vec<u64> = (0..4).map(|word| table.slot.read(Page(0), word)).collect();
+    (0..4).for_each(|word| table.slot.write(Page(0), word, 0));
+    let _flag = table.slot.enable(&bitmap);
 
     let userfault = Exit::userfault(TABLE);
     expect_eq!(machine.run(), userfault);
     expect_eq!(machine.run(), userfault, "again");
     for (word, entry) in entries.into_iter().enumerate() {
-        table.0.write(Page(0), word, entry);
+        table.slot.write(Page(0), word, entry);
     }
     bitmap.clear(Page(0));
     machine.read_all();
     expect_eq!(machine.vcpus[0].stat(c"userfault_exits"), 2);
+}
+
+/// KVM writes to L1's stage 2 tables where L1's CPU is to set the access flag. A marked page of them
+/// exits all the same, and the flag is set in what was supplied.
+fn access_flag_is_set_in_a_supplied_table() {
+    let entry = run_reader_without_access_flag;
+    let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, entry);
+    need_of_l1(&mut machine, "hardware update of the access flag");
+    // L2 accesses the other blocks.
+    table.map(L1_GPA..L1_GPA + Bytes(1 << 30), L1_GPA);
+    let words = 0..page_size() / size_of::<u64>();
+    let entries: Vec<u64> = words.map(|word| table.slot.read(Page(0), word)).collect();
+    table.slot.discard(Page(0));
+    let bitmap = Bitmap::marked(table.slot.pages());
+    let _flag = table.slot.enable(&bitmap);
+
+    expect_eq!(machine.run(), Exit::userfault(TABLE));
+    expect_eq!(machine.run(), Exit::userfault(TABLE), "again");
+    for (word, entry) in entries.into_iter().enumerate() {
+        let entry = entry & !L2Table::ACCESSED;
+        table.slot.write(Page(0), word, entry);
+    }
+    bitmap.clear(Page(0));
+    machine.read_all();
+    let is_accessed = |block| table.block(block) & L2Table::ACCESSED != 0;
+    let accessed = [Gpa(0), Gpa(ELSEWHERE), L1_GPA].map(is_accessed);
+    expect_eq!(accessed, [true, true, false]);
 }
 
 /// Returns the pages that have the last tables of L1's stage 1 for an address, in a slot that can
@@ -545,16 +702,20 @@ test_main! {
         marked_page_of_l2_exits_with_l1_address,
         marked_page_of_l2_in_guest_memfd_exits,
         l2_addresses_inside_the_slot,
+        marks_inside_a_page_of_l1,
         block_of_l2_never_covers_a_marked_page,
         enable_leaves_no_marked_page_in_shadow_stage2,
         dropped_page_of_l2_exits,
         hole_in_guest_memfd_of_l2_exits,
+        all_of_l1_is_marked,
+        all_of_l1_in_guest_memfd_is_marked,
         race_for_a_page_of_l2,
         marked_vncr_page_exits,
         marked_vncr_page_of_guest_memfd_exits,
         vncr_page_with_an_unreadable_bitmap,
         race_for_vncr_pages,
         marked_stage2_table_of_l1_exits,
+        access_flag_is_set_in_a_supplied_table,
         marked_stage1_table_of_a_vncr_page_exits,
         marked_stage1_table_of_a_translation_exits,
     ],

@@ -110,16 +110,21 @@ fn blocks_with_a_mark_go() {
     }
 }
 
+/// Returns the number of pages that a table maps, and a guest address so many pages before one where
+/// KVM begins a new step, with pages of any size.
+fn before_a_step() -> (usize, Gpa) {
+    // A table has as many entries, of 8 bytes, as fit in a page.
+    let entries = page_size() / 8;
+    (entries, Gpa((2 << 30) - Bytes::of_pages(entries).0))
+}
+
 /// The first page that is mapped goes, whatever lies before it: marks of all pages or of every
 /// second, in the step in which KVM unmaps it or, with pages of 4K, in one of its own: a larger
 /// page has a table that is a step.
 fn hole_does_not_hide_what_follows() {
-    // A table has as many entries, of 8 bytes, as fit in a page.
-    let entries = page_size() / 8;
+    let (entries, across) = before_a_step();
     let (first, mapped) = (3, Page(entries));
     let count = 2 * entries;
-    // KVM begins a new step at this address, with pages of any size.
-    let across = Gpa((2 << 30) - Bytes::of_pages(entries).0);
     for (gpa, distance) in [(GPA, 1), (GPA, 2), (across, 1), (across, 2)] {
         let (mut vm, vcpus) = Vm::new(count, 1, guest::read_pages);
         let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, gpa, count);
@@ -175,6 +180,27 @@ fn pages_go_whose_bit_is_unreadable() {
         marked.map(|page| bitmap.clear(page));
         machine.read_all();
     }
+}
+
+/// The same where the bits of a later step are unreadable: what the first step has read counts.
+fn pages_of_a_later_step_go_whose_bit_is_unreadable() {
+    let (entries, gpa) = before_a_step();
+    let (mut vm, vcpus) = Vm::new(2 * entries, 1, guest::read_pages);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, gpa, 2 * entries);
+    let mut machine = Machine::of_slot((vm, vcpus), slot);
+    // Two pages in each step.
+    let mapped = [0, entries / 2, entries, entries + entries / 2].map(Page);
+    let stride = Bytes::of_pages(entries / 2).0;
+    machine.vcpus[0].set_args(Gva(gpa.0), 4, stride);
+    (0..4).for_each(|page| expect_eq!(machine.run(), Exit::Sync(page, 0)));
+    expect_eq!(machine.slot.mapped(), mapped);
+
+    let area = Area::new(Backing::Anonymous, 2);
+    let readable = entries / 8;
+    let bitmap = Bitmap::within(&area, page_size() - readable, 2 * entries).with(0..1);
+    area.protect_pages(1..2, Access::None);
+    let _flag = machine.enable(&bitmap);
+    expect_eq!(machine.slot.mapped(), mapped[1..2]);
 }
 
 /// A mark that is there before the call and until its end counts, whatever becomes of others
@@ -402,6 +428,7 @@ test_main! {
         blocks_with_a_mark_go: needs_helper,
         hole_does_not_hide_what_follows,
         pages_go_whose_bit_is_unreadable,
+        pages_of_a_later_step_go_whose_bit_is_unreadable: needs_helper,
         marks_count_that_last_through_the_call,
         slot_is_created_with_the_flag,
         slots_with_slices_of_one_bitmap,

@@ -219,6 +219,7 @@ impl Area {
     }
 
     /// Maps private memory of `pages` pages, more than there may be of it.
+    #[track_caller]
     pub fn reserved(pages: usize) -> Self {
         let flags = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_NORESERVE;
         Self::map(Backing::Anonymous, pages, flags, None)
@@ -288,6 +289,7 @@ impl Area {
     }
 
     /// Maps a page as far up as a process can have one.
+    #[track_caller]
     pub fn at_the_end() -> Self {
         let flags = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_FIXED_NOREPLACE;
         let map = |bits: u32| {
@@ -346,6 +348,7 @@ impl Area {
 
     /// Returns the kernel's data for the vDSO, memory that has no struct page which KVM can use, or
     /// skips the case where there is none. Nobody can write there.
+    #[track_caller]
     pub fn of_vdso_data() -> Self {
         let maps = fs::read_to_string("/proc/self/maps").expect("cannot read maps");
         let Some(line) = maps.lines().find(|line| line.contains("[vvar")) else {

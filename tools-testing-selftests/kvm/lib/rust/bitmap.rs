@@ -32,6 +32,7 @@ pub struct Bitmap {
 
 impl Bitmap {
     /// Creates a bitmap for `pages` pages, none of them marked.
+    #[track_caller]
     pub fn new(pages: usize) -> Self {
         let len = pages.div_ceil(8);
         let area = Area::new(Backing::Anonymous, len.div_ceil(page_size()).max(1));
@@ -39,6 +40,7 @@ impl Bitmap {
     }
 
     /// Creates a bitmap for `pages` pages, all of them marked.
+    #[track_caller]
     pub fn marked(pages: usize) -> Self {
         Self::new(pages).with(0..pages)
     }
@@ -56,8 +58,11 @@ impl Bitmap {
     }
 
     /// Returns the bitmap with some pages marked.
+    #[track_caller]
     pub fn with(self, numbers: Range<usize>) -> Self {
-        pages(numbers).for_each(|page| self.mark(page));
+        for page in pages(numbers) {
+            self.mark(page);
+        }
         self
     }
 

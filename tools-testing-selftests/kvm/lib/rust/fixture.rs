@@ -75,6 +75,7 @@ impl Machine {
     }
 
     /// Creates a machine of a VM that has its slot.
+    #[track_caller]
     pub fn of_slot((vm, mut vcpus): (Vm, Vec<Vcpu>), slot: Slot) -> Self {
         for vcpu in &mut vcpus {
             let base = Gva(slot.gpa(Page(0)).0);
@@ -106,6 +107,7 @@ impl Machine {
     }
 
     /// Runs the first vCPU to its next exit.
+    #[track_caller]
     pub fn run(&mut self) -> Exit {
         self.vcpus[0].run()
     }
@@ -137,6 +139,7 @@ impl Machine {
 
     /// Runs all vCPUs, each in a thread of its own, while another thread does something, and stops
     /// them when that is done. `on_exit` gets all of their exits.
+    #[track_caller]
     pub fn run_while<T>(
         &mut self,
         on_exit: impl Fn(Exit) + Sync,
@@ -146,6 +149,7 @@ impl Machine {
     }
 
     /// As [`Machine::run_while`]; `on_exit` gets the number of the vCPU as well.
+    #[track_caller]
     pub fn run_each_while<T>(
         &mut self,
         on_exit: impl Fn(usize, Exit) + Sync,

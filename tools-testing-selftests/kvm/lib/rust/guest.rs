@@ -134,6 +134,23 @@ impl Guest {
         result
     }
 
+    /// Returns the number of the interrupt that the GIC has for this vCPU, or 1023 if it has none.
+    /// It is not taken.
+    #[inline(always)]
+    pub fn pending_interrupt(&self) -> u64 {
+        let mut value = 1_u64;
+        // SAFETY: In the guest, see the module's documentation. Interrupts are masked.
+        unsafe {
+            asm!(
+                "msr ICC_IGRPEN1_EL1, {value}",
+                "isb",
+                "mrs {value}, ICC_HPPIR1_EL1",
+                value = inout(reg) value,
+            );
+        }
+        value
+    }
+
     /// Calls a function for each of `pages` pages from `base` on, `stride` bytes apart, over and
     /// over, with the page's number and its address.
     #[inline(always)]

@@ -39,10 +39,10 @@ const PSTATE: u64 = 0x3c5;
 const IPA_BITS: u64 = 36;
 
 impl Guest {
-    /// Gives L2 a stage 2 that is a [`L2Table`](crate::L2Table), for pages of the given size.
+    /// Gives L2 a stage 2 that is a [`L2Table`](crate::L2Table) of the given granule.
     #[inline(always)]
-    pub fn set_stage2(&self, table: Gpa, page_size: u64) {
-        let granule = match page_size {
+    pub fn set_stage2(&self, table: Gpa, granule: u64) {
+        let granule = match granule {
             4096 => 0,
             16384 => 2,
             _ => 1,
@@ -62,6 +62,35 @@ impl Guest {
                 vttbr = in(reg) vttbr,
             )
         }
+    }
+
+    /// Returns whether L1's CPU has a granule of 64K for [`Guest::set_stage2`].
+    #[inline(always)]
+    pub fn has_stage2_granule_of_64k(&self) -> bool {
+        let features: u64;
+        // SAFETY: In the guest, see the module's documentation.
+        unsafe { asm!("mrs {}, id_aa64mmfr0_el1", out(reg) features) };
+        (features >> 36) & 0xf >= 2
+    }
+
+    /// Has L1's CPU set the access flag in the stage 2 of [`Guest::set_stage2`], and returns
+    /// whether it can.
+    #[inline(always)]
+    pub fn let_cpu_set_access_flag(&self) -> bool {
+        let features: u64;
+        // SAFETY: In the guest, see the module's documentation. The bit is VTCR_EL2.HA.
+        unsafe {
+            asm!(
+                "mrs {features}, id_aa64mmfr1_el1",
+                "mrs {vtcr}, vtcr_el2",
+                "orr {vtcr}, {vtcr}, #(1 << 21)",
+                "msr vtcr_el2, {vtcr}",
+                "isb",
+                features = out(reg) features,
+                vtcr = out(reg) _,
+            )
+        }
+        features & 0xf != 0
     }
 
     /// Tells L1's CPU the virtual address at which L1 has the registers of an L2 with [`NV2`].

@@ -75,6 +75,15 @@ impl Its {
         );
     }
 
+    /// Lets the GIC have interrupts for vCPUs.
+    #[track_caller]
+    pub fn enable_distributor(&self) {
+        let group = bindings::KVM_DEV_ARM_VGIC_GRP_DIST_REGS;
+        let (register, value) = (bindings::GICD_CTLR, bindings::GICD_CTLR_ENABLE_SS_G1);
+        let set = Self::set_attribute(self.gic, group, register, &value);
+        set.expect("cannot enable the distributor");
+    }
+
     /// Writes the parts of a register of the redistributor.
     #[track_caller]
     pub fn set_redistributor<const N: usize>(&self, register: u32, parts: [u32; N]) {

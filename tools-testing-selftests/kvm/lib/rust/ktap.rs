@@ -142,6 +142,7 @@ extern "C" fn stop(_signal: c_int) {
     STOP.store(true, Ordering::Relaxed);
 }
 
+#[track_caller]
 fn tell(line: &str) {
     let line = line.replace('\n', " ");
     let mut told = TOLD.lock().expect("nothing fails with this lock");
@@ -156,6 +157,7 @@ fn tell(line: &str) {
 
 /// Has a file written when the case ends, however that happens, or a directory removed if there is
 /// nothing to be written.
+#[track_caller]
 pub fn at_end(path: &str, content: Option<&str>) {
     let content = content.map(|content| format!(" {}", content.trim()));
     tell(&format!("undo {path}{}", content.unwrap_or_default()));
@@ -473,7 +475,8 @@ fn help(about: &str) -> ! {
         -t  how long a case may take, {} seconds if not said\n  \
         -c  run one case in this process, e.g. in a debugger: it may take as long as it\n      \
             wants, and undoes nothing if it is killed\n\n\
-        Root sees more: stage 2 in debugfs, userfaultfd, trace events, broken memory.",
+        Root sees more: stage 2 in debugfs, userfaultfd, trace events, broken memory.\n\
+        Until a case of root ends it changes KSM and tracing, and takes pages out of use.",
         limit().as_secs()
     );
     process::exit(EXIT_OK)

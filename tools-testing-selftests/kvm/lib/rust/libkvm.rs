@@ -42,9 +42,8 @@
 //!   slot, a bitmap as long as the slot that it is enabled for, and a slot's number no other's.
 //! - As a VM keeps the memory of all slots and bitmaps that it ever had.
 //!
-//! [`Region::bitmap_at`] takes any address, and [`Region::set_unguarded`] any bitmap: KVM does no
-//! more than read there. Where libkvm ends the program, as it does when a call fails that always
-//! has to work, this fails the case.
+//! [`Region::bitmap_at`] takes any address: KVM does no more than read there. Where libkvm ends the
+//! program, as it does when a call fails that always has to work, this fails the case.
 //!
 //! The modules build on each other in this order: `ktap`, `sys`, `units`, `area`, `bitmap`;
 //! `guest` and those whose names begin so; `handle`, `vcpu`, `vm`, `slot`; then all others.
@@ -97,6 +96,7 @@ pub use bindings::{
     GICR_PROPBASER,
     GITS_BASER,
     GITS_CBASER,
+    GITS_CREADR,
     GITS_CTLR,
     GITS_CWRITER,
     KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED,
@@ -126,6 +126,7 @@ pub use slot::{
 };
 pub use stage2::Mapping;
 pub use sys::{
+    allow_only_kvm_run,
     allow_tagged_pointers,
     is_root,
     page_size,

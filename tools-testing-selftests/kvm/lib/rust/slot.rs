@@ -78,7 +78,7 @@ struct State {
 pub struct Region {
     slot: Slot,
     raw: bindings::kvm_userspace_memory_region2,
-    bitmap: Option<Area>,
+    bitmap: Option<Bitmap>,
 }
 
 impl Region {
@@ -101,15 +101,17 @@ impl Region {
         self
     }
 
-    /// Sets the bitmap, which need not be large enough.
-    pub fn bitmap(mut self, bitmap: &Bitmap) -> Self {
-        self.bitmap = Some(bitmap.area().clone());
-        self.bitmap_at(bitmap.address())
+    /// Sets the bitmap.
+    pub fn bitmap(self, bitmap: &Bitmap) -> Self {
+        let mut region = self.bitmap_at(bitmap.address());
+        region.bitmap = Some(bitmap.clone());
+        region
     }
 
     /// Sets where the bitmap is, be there one or not: KVM does no more than read there.
     pub fn bitmap_at(mut self, address: Hva) -> Self {
         self.raw.userfault_bitmap = address.0;
+        self.bitmap = None;
         self
     }
 
@@ -156,18 +158,22 @@ impl Region {
     }
 
     /// As [`Region::set`], with the flag of userfault or without it. Nobody clears the flag, and
-    /// nobody minds whether the bitmap is long enough, or is still in use: KVM does no more than
-    /// read there, and the VM keeps the area.
+    /// nobody minds whether the bitmap is still in use: KVM does no more than read there, and the VM
+    /// keeps the area.
+    #[track_caller]
     pub fn set_unguarded(self) -> Result<(), Errno> {
         let _changing = self.slot.changing();
         self.tell()
     }
 
     /// Tells KVM, by whoever has the slot stay as it is.
+    #[track_caller]
     fn tell(&self) -> Result<(), Errno> {
-        self.bitmap
-            .iter()
-            .for_each(|area| self.slot.vm().keep(area));
+        if let Some(bitmap) = &self.bitmap {
+            let needed = self.raw.memory_size as usize / page_size();
+            assert!(bitmap.pages() >= needed, "the bitmap is too short");
+            self.slot.vm().keep(bitmap.area());
+        }
         let mut raw = self.raw;
         SET_USER_MEMORY_REGION2.call(self.slot.vm().fd(), &mut raw)?;
         let exists = self.raw.memory_size != 0;
@@ -195,6 +201,7 @@ impl Region {
     }
 
     /// Deletes the slot.
+    #[track_caller]
     pub fn delete(mut self) -> Result<(), Errno> {
         self.raw.memory_size = 0;
         self.set_unguarded()
@@ -380,8 +387,6 @@ impl Slot {
     fn enable_as<'b>(&self, bitmap: &'b Bitmap, flags: Option<u32>) -> Userfault<'b> {
         let _changing = self.changing();
         let region = self.region();
-        let needed = region.raw.memory_size as usize / page_size();
-        assert!(bitmap.pages() >= needed, "the bitmap is too short");
         let flags = flags.unwrap_or(region.raw.flags);
         let enabled = region.flags(flags | USERFAULT).bitmap(bitmap).tell();
         assert_eq!(enabled, Ok(()), "setting the flag");
@@ -440,6 +445,7 @@ impl Slot {
     }
 
     /// Writes each page's number to its first word.
+    #[track_caller]
     pub fn fill(&self) {
         for page in crate::pages(0..self.pages()) {
             self.write(page, 0, page.into());

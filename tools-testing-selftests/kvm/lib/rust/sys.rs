@@ -13,6 +13,7 @@ use std::{
     fs,
     io,
     marker::PhantomData,
+    mem::offset_of,
     os::fd::RawFd,
     ptr, //
 };
@@ -128,6 +129,39 @@ pub fn page_size() -> usize {
 pub fn system_capability(capability: u32) -> u32 {
     // SAFETY: Always safe to call.
     unsafe { bindings::kvm_check_cap(capability.into()) }
+}
+
+/// Has the kernel end this process for any system call of this thread but KVM_RUN and what the case
+/// says in the end, or skips the case where the kernel does not filter system calls.
+pub fn allow_only_kvm_run() {
+    use bindings::*;
+    let step = |code: u32, jf, k| {
+        let (code, jt) = (code as u16, 0);
+        sock_filter { code, jt, jf, k }
+    };
+    let load = |offset| step(BPF_LD | BPF_W | BPF_ABS, 0, offset as u32);
+    // Passes over a step where this is not what was loaded.
+    let is = |value| step(BPF_JMP | BPF_JEQ, 1, value);
+    let end = |how| step(BPF_RET, 0, how);
+    let mut steps = vec![load(offset_of!(seccomp_data, nr))];
+    // A vCPU is told which thread runs it.
+    for call in [SYS_gettid, SYS_write, SYS_sendto, SYS_exit_group] {
+        steps.extend([is(call), end(SECCOMP_RET_ALLOW)]);
+    }
+    // The second argument, of which the lower half comes first.
+    steps.extend([is(SYS_ioctl), load(offset_of!(seccomp_data, args) + 8)]);
+    steps.extend([is(LIBKVM_RUN), end(SECCOMP_RET_ALLOW)]);
+    steps.push(end(SECCOMP_RET_KILL_PROCESS));
+    let (len, filter) = (steps.len() as u16, steps.as_mut_ptr());
+    let program = sock_fprog { len, filter };
+    // SAFETY: The one call takes numbers only, and the other reads the program and its steps.
+    let set = unsafe {
+        prctl(PR_SET_NO_NEW_PRIVS as i32, 1_u64, 0_u64, 0_u64, 0_u64);
+        prctl(PR_SET_SECCOMP as i32, SECCOMP_MODE_FILTER as u64, &program)
+    };
+    if Errno::check(set).is_err() {
+        crate::ktap::skip("the kernel does not filter system calls");
+    }
 }
 
 /// Has the kernel take tagged pointers from this thread, where it knows how to.

@@ -130,6 +130,7 @@ impl Uffd {
 
     /// Has pages filled as they are asked for while something is done, and returns what that has
     /// returned and which pages were asked for.
+    #[track_caller]
     pub fn serve<T>(
         &self,
         content: impl Fn(Page) -> Vec<u8> + Sync,

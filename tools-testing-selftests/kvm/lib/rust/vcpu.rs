@@ -242,6 +242,7 @@ impl Vcpu {
     }
 
     /// Runs the vCPU until it stops for a reason other than a signal.
+    #[track_caller]
     pub fn run(&mut self) -> Exit {
         // SAFETY: The call takes nothing.
         let thread = unsafe { bindings::gettid() };
@@ -259,6 +260,7 @@ impl Vcpu {
     }
 
     /// Returns why KVM_RUN has returned.
+    #[track_caller]
     fn exit(&mut self, error: Option<Errno>) -> Exit {
         // SAFETY: The pointer is valid, and KVM writes there only while the vCPU runs.
         let run = unsafe { (*self.raw).run };
@@ -293,6 +295,7 @@ impl Vcpu {
 
     /// Returns what the guest has called the host for: the address is that of the call in libkvm's
     /// memory, as the host has it.
+    #[track_caller]
     fn call(&self, address: u64) -> Exit {
         let (start, len) = self.memory;
         let offset = address.wrapping_sub(start);

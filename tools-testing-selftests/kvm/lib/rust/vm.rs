@@ -201,6 +201,7 @@ impl Vm {
     }
 
     /// Creates a VM whose memory the host cannot access, or skips the case where there is none.
+    #[track_caller]
     pub fn protected() -> Self {
         match VmInner::bare(bindings::LIBKVM_VM_TYPE_PROTECTED) {
             Ok(vm) => Self(Arc::new(vm)),
@@ -267,6 +268,7 @@ impl Vm {
     }
 
     /// Returns the memory of [`OWN_SLOT`].
+    #[track_caller]
     pub(crate) fn own_memory(&mut self) -> Area {
         let (raw, owner) = (self.raw(), Arc::clone(&self.0));
         // SAFETY: The VM has this slot, and its memory for as long as it is there itself.
