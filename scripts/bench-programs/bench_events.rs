@@ -104,6 +104,11 @@ impl Event {
     }
 }
 
+/// Returns whether the hypervisor is not in the host's kernel, and can be traced.
+pub fn has_hypervisor() -> bool {
+    Path::new(HYPERVISOR).exists()
+}
+
 /// How many hypercalls the trace has shown.
 static HYPERCALLS: AtomicU64 = AtomicU64::new(0);
 

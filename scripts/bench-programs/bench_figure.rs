@@ -10,6 +10,7 @@ use crate::{
         Moment, //
     },
     events::{
+        has_hypervisor,
         Counter,
         Event, //
     },
@@ -86,6 +87,11 @@ pub fn prepare() {
 /// Returns whether events are counted.
 pub fn counts_events() -> bool {
     COUNTER.get().is_some()
+}
+
+/// Returns whether hypercalls are counted, too.
+pub fn counts_hypercalls() -> bool {
+    counts_events() && has_hypervisor()
 }
 
 /// What an operation took.

@@ -35,6 +35,7 @@ use demand::{
     userfault_handler as demand_userfault_handler, //
 };
 use figure::{
+    counts_hypercalls,
     sample,
     sample_call,
     sample_lateness,
@@ -48,8 +49,15 @@ use toggle::{
     toggle, //
 };
 
-/// The size of a slot, unless it is what is varied.
-const SIZE: usize = 64 << 20;
+/// Returns how large the slot is, unless another size is named: smaller where each hypercall is read
+/// from a trace.
+fn size() -> usize {
+    if counts_hypercalls() {
+        4 << 20
+    } else {
+        64 << 20
+    }
+}
 
 /// The sizes of slots where these are varied.
 const SIZES: [usize; 3] = [16 << 20, 64 << 20, 256 << 20];
@@ -149,8 +157,8 @@ fn marked(percent: usize, pages: usize) -> Bitmap {
 
 /// Measures faults in a slot that has never had the flag, on memory that no guest has used.
 fn faults(name: &'static str, backing: Backing) {
-    let mut machine = machine(backing, SIZE);
-    Figure::new(name, SIZE)
+    let mut machine = machine(backing, size());
+    Figure::new(name, size())
         .per_page()
         .report((0..REPETITIONS).map(|_| {
             unmap(&machine);
@@ -182,20 +190,20 @@ fn runs(figure: Figure, vcpu: &mut Vcpu) {
 
 /// A yardstick: an exit that every VMM knows.
 fn mmio_exit() {
-    let pages = SIZE / page_size();
+    let pages = size() / page_size();
     let mut machine = Machine::with_guest(Backing::Anonymous, pages, 1, write_nowhere);
     machine.vm.map(Gva(NOWHERE), Gpa(NOWHERE), 1);
-    runs(Figure::new("mmio-exit", SIZE), &mut machine.vcpus[0]);
+    runs(Figure::new("mmio-exit", size()), &mut machine.vcpus[0]);
     assert!(matches!(machine.run(), Exit::Mmio { is_write: true, .. }));
 }
 
 /// An exit for a marked page, and nothing done about it.
 fn userfault_exit() {
     need_userfault();
-    let mut machine = machine(Backing::Anonymous, SIZE);
+    let mut machine = machine(Backing::Anonymous, size());
     let bitmap = Bitmap::marked(machine.slot.pages());
     let _flag = machine.enable(&bitmap);
-    let figure = Figure::new("userfault-exit", SIZE).marked(100);
+    let figure = Figure::new("userfault-exit", size()).marked(100);
     runs(figure, &mut machine.vcpus[0]);
     assert_eq!(machine.run(), machine.userfault(Page(0)));
 }
@@ -204,8 +212,8 @@ fn userfault_exit() {
 /// mapping the page.
 fn userfault_page() {
     need_userfault();
-    let mut machine = machine(Backing::Anonymous, SIZE);
-    let figure = Figure::new("userfault-page", SIZE).marked(100).per_page();
+    let mut machine = machine(Backing::Anonymous, size());
+    let figure = Figure::new("userfault-page", size()).marked(100).per_page();
     figure.report((0..REPETITIONS).map(|_| {
         let bitmap = Bitmap::marked(machine.slot.pages());
         let _flag = machine.slot.enable(&bitmap);
@@ -228,7 +236,7 @@ fn userfault_page() {
 /// pages mapped.
 fn marked_share() {
     need_userfault();
-    let mut machine = machine(Backing::Anonymous, SIZE);
+    let mut machine = machine(Backing::Anonymous, size());
     touch_all(&mut machine, none_marked);
     for share in SHARES {
         let [mut enable, mut touch, mut disable] = [(); 3].map(|()| Vec::new());
@@ -245,7 +253,7 @@ fn marked_share() {
             disable.push(sample_call(|| drop(flag)));
         }
         for (name, samples) in [("enable", enable), ("touch", touch), ("disable", disable)] {
-            Figure::new(name, SIZE).marked(share).report(samples);
+            Figure::new(name, size()).marked(share).report(samples);
         }
     }
 }
@@ -253,7 +261,7 @@ fn marked_share() {
 /// What setting the flag is to be compared with: KVM forgets the whole slot, because it is deleted.
 /// Then it is there again, and all of it is touched.
 fn flush() {
-    let mut machine = machine(Backing::Anonymous, SIZE);
+    let mut machine = machine(Backing::Anonymous, size());
     let [mut flush, mut touch] = [(); 2].map(|()| Vec::new());
     for _ in 0..REPETITIONS {
         touch.push(sample(|| touch_all(&mut machine, none_marked)));
@@ -261,8 +269,8 @@ fn flush() {
         flush.push(sample_call(|| assert_eq!(region.delete(), Ok(()))));
         assert_eq!(machine.slot.region().set(), Ok(()));
     }
-    Figure::new("flush", SIZE).report(flush);
-    Figure::new("flush-touch", SIZE).report(touch);
+    Figure::new("flush", size()).report(flush);
+    Figure::new("flush-touch", size()).report(touch);
 }
 
 /// Taking one page back: marking and dropping it, and touching all of its block again, where memory
@@ -356,18 +364,18 @@ fn terabyte() {
 /// How long setting the flag keeps others from the CPU.
 fn latency() {
     need_userfault();
-    let mut machine = machine(Backing::Anonymous, SIZE);
+    let mut machine = machine(Backing::Anonymous, size());
     for share in [0, 1] {
         touch_all(&mut machine, none_marked);
         let bitmap = marked(share, machine.slot.pages());
         let slot = machine.slot.clone();
-        let figure = Figure::new("latency-enable", SIZE).marked(share);
+        let figure = Figure::new("latency-enable", size()).marked(share);
         figure.report([sample_lateness(|| drop(slot.enable(&bitmap)))]);
     }
     touch_all(&mut machine, none_marked);
     let region = machine.slot.region();
     let flush = || assert_eq!(region.delete(), Ok(()));
-    Figure::new("latency-flush", SIZE).report([sample_lateness(flush)]);
+    Figure::new("latency-flush", size()).report([sample_lateness(flush)]);
     let (_vm, slot, bitmap) = terabyte_slot();
     let figure = Figure::new("latency-enable-terabyte", TERABYTE);
     figure.report([sample_lateness(|| drop(slot.enable(&bitmap)))]);
@@ -376,8 +384,8 @@ fn latency() {
 /// What faults cost in a slot with the flag whose memory could be mapped by blocks: none marked.
 fn unmarked_block() {
     need_userfault();
-    let mut machine = machine(Backing::AnonymousThp, SIZE);
-    let figure = Figure::new("unmarked-block", SIZE).per_page();
+    let mut machine = machine(Backing::AnonymousThp, size());
+    let figure = Figure::new("unmarked-block", size()).per_page();
     figure.report((0..REPETITIONS).map(|_| {
         // Nothing is mapped when the flag is set, so that all is mapped under it.
         unmap(&machine);
@@ -391,9 +399,11 @@ fn unmarked_block() {
 /// The same where the VMM, asked for a page, supplies the whole block around it.
 fn prefetched_block() {
     need_userfault();
-    let mut machine = machine(Backing::AnonymousThp, SIZE);
+    let mut machine = machine(Backing::AnonymousThp, size());
     let block = Backing::AnonymousThp.need_huge_pages(1);
-    let figure = Figure::new("prefetched-block", SIZE).marked(100).per_page();
+    let figure = Figure::new("prefetched-block", size())
+        .marked(100)
+        .per_page();
     figure.report((0..REPETITIONS).map(|_| {
         let bitmap = Bitmap::marked(machine.slot.pages());
         let slot = machine.slot.clone();

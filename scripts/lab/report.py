@@ -11,9 +11,8 @@ from common import LAB, output
 
 KERNELS = ("base", "core", "helper")
 PAGE = 4096
-SLOT = (64 << 20) // PAGE
-DEMAND_PAGES = (16 << 20) // PAGE
-RUNS = 1000
+# What is counted for each page of the slot, and for each run.
+PAGES, RUNS = 0, 1000
 SHARES = (0, 1, 10, 25, 50, 100)
 
 
@@ -78,12 +77,12 @@ def sizes(name, text, **wanted):
 
 ONE = {"vcpus": 1}
 ROWS = [
-    Row("fault, flag never used, a page", ("fault",), target="base + 4", per=SLOT),
-    Row("the same in blocks, a page", ("fault-block",), target="base", per=SLOT),
+    Row("fault, flag never used, a page", ("fault",), target="base + 4", per=PAGES),
+    Row("the same in blocks, a page", ("fault-block",), target="base", per=PAGES),
     Row("KVM_RUN that exits by MMIO", ("mmio-exit",), per=RUNS),
     Row("KVM_RUN that exits by userfault", ("userfault-exit",), per=RUNS),
     Row("- ÷ MMIO exit", ("userfault-exit",), ("mmio-exit",), "0.95"),
-    Row("a marked page: exit, clear, run, map", ("userfault-page",), per=SLOT),
+    Row("a marked page: exit, clear, run, map", ("userfault-page",), per=PAGES),
     Row("- ÷ exit and fault", ("userfault-page",), ("userfault-exit", "fault"), "1.00"),
     Row("flush: KVM forgets the slot", ("flush",)),
     Row("touch all after a flush", ("flush-touch",)),
@@ -92,8 +91,8 @@ ROWS = [
     *sizes("disable-by-size", "disable"),
     Row("enable, slot of 1 TiB, 1024 marked", ("enable-terabyte",)),
     Row("disable, slot of 1 TiB", ("disable-terabyte",)),
-    Row("fault, flag set, none marked, a page", ("unmarked-block",), (), "in blocks + 3", per=SLOT),
-    Row("all marked, VMM supplies blocks, a page", ("prefetched-block",), per=SLOT),
+    Row("fault, flag set, none marked, a page", ("unmarked-block",), (), "in blocks + 3", per=PAGES),
+    Row("all marked, VMM supplies blocks, a page", ("prefetched-block",), per=PAGES),
     Row("re-arm a page in a block", ("rearm-block",)),
     Row("- touch the block again", ("rearm-block-touch",)),
     Row("re-arm a page among pages", ("rearm-page",)),
@@ -127,9 +126,8 @@ EVENT_ROWS = [
     for row in ROWS
     if not row.over and not row.names[0].startswith(("demand", "latency"))
 ]
-# Where events are counted it is a quarter of the memory.
 SCALING_ROWS = [
-    (f"{how}, {vcpus} vCPUs, a page", name, {"vcpus": vcpus}, DEMAND_PAGES // 4)
+    (f"{how}, {vcpus} vCPUs, a page", name, {"vcpus": vcpus}, PAGES)
     for how, name in DEMAND.items()
     for vcpus in (1, 2, 4, 8)
 ]
@@ -189,11 +187,13 @@ def event_table(by_kernel, which, left_out=()):
     events = [event for event in events if not any(text in event for text in left_out)]
     rows = []
     for text, name, fields, per in which:
+        known = (one.slot_pages for label in labels for one in by_kernel[label] if one.name == name)
+        pages = next(known, 1)
 
         def counts(event):
             """Returns the counts of an event by kernel."""
             # The longest of many is not the longest of one.
-            each = 1 if event.endswith("-us") else per
+            each = 1 if event.endswith("-us") else per or pages
             found = [value(by_kernel[label], name, event=event, **fields) for label in labels]
             return [None if one is None else one / each for one in found]
 
@@ -370,6 +370,8 @@ def page(results, about, has_picture):
         if events := kinds.get("events"):
             compared = " · ".join(label for label in KERNELS if events.get(label))
             parts += [f"## {name}: what hardware pays for ({compared})\n"]
+            if any(one.event == "hypercall" for one in events.get("helper", [])):
+                parts += ["A slot of 4 MiB, as each hypercall is read from the hypervisor's trace.\n"]
             parts += [event_table(events, EVENT_ROWS, WAITS)]
         if scaling := kinds.get("scaling"):
             parts += ["## Paging by several vCPUs, on eight CPUs (n1)\n"]
