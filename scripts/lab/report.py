@@ -265,16 +265,20 @@ def invalidations(events, name, marked):
 def limits(helper):
     """Returns what keeps figures above their targets."""
     exit_, page, fault = (value(helper, name) for name in ("userfault-exit", "userfault-page", "fault"))
+    copy, missing = (value(helper, f"demand-{how}", **ONE) for how in ("userfault-copy", "missing"))
     return "".join(
         sentence(
             "Above their targets are an exit, {} of an exit by MMIO, with which it shares all but the"
             " decoding; and an enable with 25 % marked: a marked page takes an exit and a fault,"
             " {} times a fault, so that a quarter of them takes {} of what touching all does. To set the"
             " flag where every second page is marked takes {} times a flush, as each run is a walk;"
-            " what is not unmapped need not be mapped again.\n",
+            " what is not unmapped need not be mapped again. Below its target is paging, {} times as"
+            " much by userfaultfd: {} of the {} instructions are an exit and a fault, most of the rest"
+            " UFFDIO_COPY, which both have.\n",
             *(ratio(exit_, value(helper, "mmio-exit")), ratio(page, fault)),
             ratio(page and page / 4, fault),
             ratio(value(helper, "enable", marked=50), value(helper, "flush")),
+            *(ratio(missing, copy), page, copy),
         )
     )
 
