@@ -607,8 +607,8 @@ fn marked_stage2_table_of_l1_exits() {
     expect_eq!(machine.vcpus[0].stat(c"userfault_exits"), 2);
 }
 
-/// KVM writes to L1's stage 2 tables where L1's CPU is to set the access flag. A marked page of them
-/// exits all the same, and the flag is set in what was supplied.
+/// KVM writes to L1's stage 2 tables where L1's CPU is to set the access flag. A marked page of
+/// them exits all the same, and the flag is set in what was supplied.
 fn access_flag_is_set_in_a_supplied_table() {
     let entry = run_reader_without_access_flag;
     let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, entry);

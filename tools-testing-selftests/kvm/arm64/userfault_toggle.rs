@@ -110,8 +110,8 @@ fn blocks_with_a_mark_go() {
     }
 }
 
-/// Returns the number of pages that a table maps, and a guest address so many pages before one where
-/// KVM begins a new step, with pages of any size.
+/// Returns the number of pages that a table maps, and a guest address so many pages before one
+/// where KVM begins a new step, with pages of any size.
 fn before_a_step() -> (usize, Gpa) {
     // A table has as many entries, of 8 bytes, as fit in a page.
     let entries = page_size() / 8;

@@ -158,8 +158,8 @@ impl Region {
     }
 
     /// As [`Region::set`], with the flag of userfault or without it. Nobody clears the flag, and
-    /// nobody minds whether the bitmap is still in use: KVM does no more than read there, and the VM
-    /// keeps the area.
+    /// nobody minds whether the bitmap is still in use: KVM does no more than read there, and the
+    /// VM keeps the area.
     #[track_caller]
     pub fn set_unguarded(self) -> Result<(), Errno> {
         let _changing = self.slot.changing();
