@@ -60,7 +60,7 @@ const EVENTS: &[(&str, Event)] = &[
     ),
     (
         "table-cache-top-up",
-        Event::Calls(&["kvm_mmu_topup_memory_cache"]),
+        Event::Calls(&["kvm_mmu_topup_memory_cache", "topup_hyp_memcache"]),
     ),
     ("mmap-lock", Event::Taken(MMAP_LOCK)),
     ("mmap-lock-wait", Event::Contended(MMAP_LOCK)),

@@ -269,14 +269,16 @@ def limits(helper):
     return "".join(
         sentence(
             "Above their targets are an exit, {} of an exit by MMIO, with which it shares all but the"
-            " decoding; and an enable with 25 % marked: a marked page takes an exit and a fault,"
+            " decoding; a marked page, {} of an exit and a fault, as its mark is cleared as well; and"
+            " an enable with 25 % marked: a marked page takes an exit and a fault,"
             " {} times a fault, so that a quarter of them takes {} of what touching all does. To set the"
             " flag where every second page is marked takes {} times a flush, as each run is a walk;"
             " what is not unmapped need not be mapped again. Below its target is paging, {} times as"
             " much by userfaultfd: {} of the {} instructions are an exit and a fault, most of the rest"
             " UFFDIO_COPY, which both have.\n",
-            *(ratio(exit_, value(helper, "mmio-exit")), ratio(page, fault)),
-            ratio(page and page / 4, fault),
+            ratio(exit_, value(helper, "mmio-exit")),
+            ratio(page, exit_ and fault and exit_ + fault),
+            *(ratio(page, fault), ratio(page and page / 4, fault)),
             ratio(value(helper, "enable", marked=50), value(helper, "flush")),
             *(ratio(missing, copy), page, copy),
         )
@@ -375,7 +377,8 @@ def page(results, about, has_picture):
             compared = " · ".join(label for label in KERNELS if events.get(label))
             parts += [f"## {name}: what hardware pays for ({compared})\n"]
             if any(one.event == "hypercall" for one in events.get("helper", [])):
-                parts += ["A slot of 4 MiB, as each hypercall is read from the hypervisor's trace.\n"]
+                parts += ["A slot of 4 MiB, as each hypercall is read from the hypervisor's trace. The"]
+                parts += ["hypervisor invalidates TLBs, by these calls.\n"]
             parts += [event_table(events, EVENT_ROWS, WAITS)]
         if scaling := kinds.get("scaling"):
             parts += ["## Paging by several vCPUs, on eight CPUs (n1)\n"]

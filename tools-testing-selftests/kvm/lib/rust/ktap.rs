@@ -315,7 +315,7 @@ pub fn start_process(run: impl FnOnce()) -> Process {
 }
 
 impl Process {
-    /// Waits until the process has ended, and fails if it did.
+    /// Waits until the process has ended, and fails if that has failed.
     #[track_caller]
     pub fn join(self) {
         let mut status = 0;
