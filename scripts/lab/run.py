@@ -235,9 +235,11 @@ def program():
     if args.matrix:
         return run_matrix(args, source)
     if args.vmm:
-        variant = (args.pages or "4k") + ("-debug" if args.debug else "")
-        build = kernel.kernel(source, variant, args.jobs)
-        return vmm.trial(args.vmm, args.machine or "vhe", build, args.command, args.timeout)
+        build = kernel.kernel(source, variant_of(args, args.pages or "4k"), args.jobs)
+        # A guest that is a debug kernel as well would not boot in ten minutes.
+        guest_build = kernel.kernel(source, args.pages or "4k", args.jobs) if args.debug else build
+        name = args.machine or "vhe"
+        return vmm.trial(args.vmm, name, build, guest_build, args.command, args.timeout)
     build, initrd = build_variant(args, source, args.pages or "4k")
     command = shlex.join(args.command) if args.command else suite()
     name = args.machine or "vhe"

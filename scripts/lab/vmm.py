@@ -81,8 +81,8 @@ def checks():
     )
 
 
-def initrd(build, programs):
-    """Packs the VMM, its guest and the kernel for both, and returns the archive."""
+def initrd(build, guest_build, programs):
+    """Packs the VMM, its guest's program and kernel, and returns the archive."""
     with tempfile.TemporaryDirectory() as directory:
         guest, root = pathlib.Path(directory) / "guest", pathlib.Path(directory) / "root"
         guest.mkdir()
@@ -90,7 +90,7 @@ def initrd(build, programs):
         kernel.make_root(root)
         shutil.copytree(SOURCE / "try", root / "vmm")
         shutil.copy(programs / "vmm", root / "vmm/vmm")
-        shutil.copy(build / "arch/arm64/boot/Image", root / "vmm/Image")
+        shutil.copy(guest_build / "arch/arm64/boot/Image", root / "vmm/Image")
         kernel.archive(guest, root / "vmm/guest.cpio.gz")
         target = build / "vmm.cpio.gz"
         kernel.archive(root, target)
@@ -122,9 +122,9 @@ def problems(code, lines):
     return wrong
 
 
-def boot(where, build, command, **options):
+def boot(where, build, guest_build, command, **options):
     """Runs a command beside the VMM on a machine, and returns what went wrong and the console."""
-    archive = initrd(build, binaries())
+    archive = initrd(build, guest_build, binaries())
     try:
         code, lines = machine.boot(where, build, archive, command, **options)
     except machine.Unfinished as error:
@@ -138,19 +138,19 @@ def quick(where, build):
         "export APPEND=megabytes=24;"
         " TOGGLES=20 sh /vmm/restore vcpu && sh /vmm/migrate postcopy"
     )
-    wrong, _ = boot(where, build, command, timeout=300, show=False)
+    wrong, _ = boot(where, build, build, command, timeout=300, show=False)
     return wrong
 
 
-def trial(name, where, build, words, timeout=1200):
+def trial(name, where, build, guest_build, words, timeout=1200):
     """Runs a trial on a machine, shows its table and returns an exit code."""
     for word in words:
         if not re.fullmatch(r"[a-z_]+", word):
             raise LabError(f"'{word}' is no way to {name}")
-    # A guest that is a debug kernel itself takes minutes to boot.
+    # A debug kernel takes minutes for what others do in seconds.
     patience = "PATIENCE=600 " if build.name.endswith("-debug") else ""
     command = f"{patience}sh /vmm/{name} {shlex.join(words)}"
-    wrong, lines = boot(where, build, command, timeout=timeout)
+    wrong, lines = boot(where, build, guest_build, command, timeout=timeout)
     print("\n".join(table(lines)))
     for text in wrong:
         say(f"failed: {text}")
