@@ -58,7 +58,7 @@ PROGRAMS = REPO / "scripts/bench-programs"
 PROGRAM = "/kselftest/kvm/userfault_bench"
 
 # Cases of the benchmark, by what is measured.
-QUICK = "fault fault_block mmio_exit userfault_exit userfault_page flush unmarked_block terabyte"
+QUICK = "fault fault_block mmio_exit userfault_exit userfault_page flush unmarked_block"
 DEMAND = (
     "demand_userfault demand_userfault_copy demand_userfault_file demand_userfault_handler"
     " demand_missing demand_minor"
