@@ -6,34 +6,9 @@
 //! Most of it is waiting for others: for a grace period of SRCU, whose length goes by the kernel's
 //! HZ where another is under way. So these are times by a clock, not numbers of instructions.
 
-use crate::{
-    counter::Moment,
-    figure::Figure,
-    machine,
-    need_userfault, //
-};
-use libkvm::*;
-use std::{
-    fs,
-    os::fd::{
-        AsRawFd,
-        FromRawFd,
-        OwnedFd,
-        RawFd, //
-    },
-    sync::atomic::{
-        AtomicBool,
-        Ordering, //
-    },
-    thread,
-    time::Duration, //
-};
+use super::*;
 
-/// How many slots are toggled one after the other, and while how many vCPUs run.
-const SLOTS: [usize; 3] = [1, 8, 64];
-const RUNNING: [usize; 3] = [0, 1, 8];
-
-/// How often, less where there are many, and the size of a slot in pages.
+/// How often, less where there are many slots, and the size of a slot in pages.
 const ROUNDS: usize = 50;
 const PAGES: usize = 16;
 
@@ -65,144 +40,113 @@ fn slots_of(vm: &Vm, count: usize) -> Vec<(Slot, Bitmap)> {
     (0..count).map(slot_of).collect()
 }
 
-/// Sets the flag of all slots and clears it, and returns how long each took.
+/// Sets the flag of all slots, one after the other, and clears it, and returns how long each took.
 fn toggle_all(slots: &[(Slot, Bitmap)]) -> [f64; 2] {
-    let start = Moment::now();
-    let flags: Vec<_> = slots
-        .iter()
-        .map(|(slot, bitmap)| slot.enable(bitmap))
-        .collect();
-    let set = start.elapsed();
-    let start = Moment::now();
-    drop(flags);
-    [set, start.elapsed()]
+    let mut flags = Vec::new();
+    let set = time(|| flags.extend(slots.iter().map(|(slot, bitmap)| slot.enable(bitmap))));
+    [set, time(|| drop(flags))]
 }
 
 /// Setting and clearing the flag.
 pub fn toggle() {
-    need_userfault();
-    for running in RUNNING {
-        for slots in SLOTS {
-            for doorbell in [false, true] {
-                measure(running, slots, doorbell);
-            }
+    needs_userfault();
+    for running in [0, 1, 8] {
+        for slots in [1, 8, 64] {
+            toggle_while(running, slots, ["toggle-set", "toggle-clear"], false);
+            let names = ["toggle-set-ioeventfd", "toggle-clear-ioeventfd"];
+            toggle_while(running, slots, names, true);
         }
     }
 }
 
-fn measure(running: usize, slots: usize, with_doorbell: bool) {
+/// Sets and clears the flag of so many slots while so many vCPUs run.
+fn toggle_while(running: usize, slots: usize, names: [&str; 2], with_doorbell: bool) {
     let mut machine = Machine::with_guest(Backing::Anonymous, PAGES, running.max(1), read_on);
-    let slots = slots_of(&machine.vm, slots);
+    let toggled = slots_of(&machine.vm, slots);
     let doorbell = with_doorbell.then(Doorbell::new);
     let rounds = |_: &Slot| {
         // The vCPUs have started by then.
         thread::sleep(Duration::from_millis(50));
-        let mut times = [(); 2].map(|()| Vec::new());
-        for _ in 0..ROUNDS / slots.len().min(10) {
-            let set = doorbell.as_ref().map(Doorbell::set);
-            for (times, time) in times.iter_mut().zip(toggle_all(&slots)) {
-                times.push(time);
+        let round = |_| {
+            if let Some(doorbell) = &doorbell {
+                doorbell.set(0);
             }
-            drop(set);
-        }
-        times
+            let times = toggle_all(&toggled);
+            if let Some(doorbell) = &doorbell {
+                doorbell.set(DEASSIGN);
+            }
+            times
+        };
+        (0..ROUNDS / slots.min(10)).map(round).collect()
     };
-    let [set, clear] = match running {
+    let times: Vec<[f64; 2]> = match running {
         0 => rounds(&machine.slot),
         _ => machine.run_while(|exit| panic!("unexpected exit: {exit:x?}"), rounds),
     };
-    let names = match with_doorbell {
-        false => ["toggle-set", "toggle-clear"],
-        true => ["toggle-set-ioeventfd", "toggle-clear-ioeventfd"],
-    };
-    for (name, times) in names.into_iter().zip([set, clear]) {
-        let figure = Figure::new(name, PAGES * page_size());
-        figure.slots(slots.len()).vcpus(running).report_times(times);
+    let mut figure = Figure::new(PAGES * page_size(), 0);
+    (figure.slots, figure.vcpus) = (slots, running);
+    for (which, name) in names.into_iter().enumerate() {
+        figure.show_times(name, times.iter().map(|times| times[which]).collect());
     }
 }
 
 /// How long a run of a vCPU takes that maps a page and exits at the next, while another thread
 /// toggles so many other slots over and over.
 pub fn fault_meanwhile() {
-    need_userfault();
-    for count in [0, 1, 64] {
+    needs_userfault();
+    for slots in [0, 1, 64] {
         let mut machine = machine(Backing::Anonymous, FAULTS);
-        let slots = slots_of(&machine.vm, count);
+        let toggled = slots_of(&machine.vm, slots);
         let bitmap = Bitmap::marked(machine.slot.pages());
         let _flag = machine.slot.enable(&bitmap);
         let vcpu = &mut machine.vcpus[0];
         let (done, mut times) = (AtomicBool::new(false), Vec::new());
         thread::scope(|scope| {
             scope.spawn(|| {
-                while count != 0 && !done.load(Ordering::Relaxed) {
-                    toggle_all(&slots);
+                while slots != 0 && !done.load(Ordering::Relaxed) {
+                    toggle_all(&toggled);
                 }
             });
             for page in pages(0..bitmap.pages()) {
-                let start = Moment::now();
-                vcpu.run();
-                times.push(start.elapsed());
+                times.push(time(|| vcpu.run()));
                 bitmap.clear(page);
             }
             done.store(true, Ordering::Relaxed);
         });
-        Figure::new("fault-meanwhile", FAULTS)
-            .slots(count)
-            .report_times(times);
+        let mut figure = Figure::new(FAULTS, 0);
+        figure.slots = slots;
+        figure.show_times("fault-meanwhile", times);
     }
 }
-
-extern "C" {
-    fn eventfd(count: u32, flags: i32) -> i32;
-    fn ioctl(fd: i32, request: u64, argument: *mut u64) -> i32;
-}
-
-/// The request takes a struct kvm_ioeventfd of eight words: what to wait for, its address, its
-/// length and the eventfd, flags.
-const KVM_IOEVENTFD: u64 = 1 << 30 | 64 << 16 | 0xae << 8 | 0x79;
-const DEASSIGN: u64 = 1 << 2;
 
 /// An eventfd that a guest's write wakes, as of a device whose driver is being started.
 struct Doorbell {
     vm: RawFd,
-    event: OwnedFd,
+    event: File,
 }
 
-/// It is set, as long as this is there.
-struct Set<'d>(&'d Doorbell);
+const DEASSIGN: u64 = 1 << 2;
 
 impl Doorbell {
     /// Makes one for the only VM that there is.
     fn new() -> Self {
+        const EVENTFD2: i64 = 19;
         let is_vm = |fd: &RawFd| {
             let link = fs::read_link(format!("/proc/self/fd/{fd}"));
             link.is_ok_and(|link| link.to_string_lossy().contains("kvm-vm"))
         };
         let vm = (0..1000).find(is_vm).expect("there is no VM");
         // SAFETY: The call takes numbers.
-        let event = unsafe { eventfd(0, 0) };
-        assert!(event >= 0, "there is no eventfd");
-        // SAFETY: The file descriptor is new and has no other owner.
-        let event = unsafe { OwnedFd::from_raw_fd(event) };
+        let event = opened(unsafe { syscall(EVENTFD2, 0i64, 0i64) }).expect("there is no eventfd");
         Self { vm, event }
     }
 
-    fn set(&self) -> Set<'_> {
-        self.call(0);
-        Set(self)
-    }
-
-    fn call(&self, flags: u64) {
+    /// Has KVM wake it, or not any more.
+    fn set(&self, flags: u64) {
+        // A struct kvm_ioeventfd: what to wait for, its address, its length and the eventfd, flags.
         let fd = self.event.as_raw_fd() as u64;
         let mut argument = [0, DOORBELL, fd << 32 | 4, flags, 0, 0, 0, 0];
-        // SAFETY: The request takes eight words.
-        let ret = unsafe { ioctl(self.vm, KVM_IOEVENTFD, argument.as_mut_ptr()) };
-        assert_eq!(ret, 0, "KVM_IOEVENTFD");
-    }
-}
-
-impl Drop for Set<'_> {
-    fn drop(&mut self) {
-        self.0.call(DEASSIGN);
+        let is_done = ioctl(self.vm, 1 << 30 | 0xae << 8 | 0x79, &mut argument);
+        assert!(is_done, "KVM_IOEVENTFD");
     }
 }

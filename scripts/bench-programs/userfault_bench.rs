@@ -2,10 +2,10 @@
 
 //! Measures what userfault costs, and what it is to be compared with.
 //!
-//! Each figure is a line of its own, `# bench: name=... value=... unit=...`. Times are those of the
-//! architecture's counter: on a machine that counts an instruction as a nanosecond, they are
-//! numbers of instructions. With BENCH_EVENTS in the environment the figures are not times, but how
-//! often the kernel did what costs time on hardware only, or waits for others.
+//! Each figure is a line of its own, `# bench: name=... value=... unit=...`. On a machine where an
+//! instruction takes a nanosecond, times are numbers of instructions. With BENCH_EVENTS in the
+//! environment the figures are not times, but how often the kernel did what costs time on hardware
+//! only, or waits for others.
 //!
 //! None fails because something is slow. Where the kernel has no userfault, what can be measured
 //! without it still is.
@@ -13,41 +13,54 @@
 // The priority of a thread, and what a VM is made of, are no business of the tests' crate.
 #![allow(unsafe_code)]
 
-#[path = "bench_counter.rs"]
-mod counter;
 #[path = "bench_demand.rs"]
 mod demand;
 #[path = "bench_events.rs"]
 mod events;
 #[path = "bench_figure.rs"]
 mod figure;
-#[path = "bench_minor.rs"]
-mod minor;
 #[path = "bench_toggle.rs"]
 mod toggle;
 
-use demand::{
-    minor as demand_minor,
-    missing as demand_missing,
-    userfault as demand_userfault,
-    userfault_copy as demand_userfault_copy,
-    userfault_file as demand_userfault_file,
-    userfault_handler as demand_userfault_handler, //
-};
-use figure::{
-    counts_hypercalls,
-    sample,
-    sample_call,
-    sample_lateness,
-    Figure,
-    REPETITIONS,
-    RUNS, //
-};
+// The modules use all of this.
+use demand::*;
+use events::*;
+use figure::*;
 use libkvm::*;
-use toggle::{
-    fault_meanwhile,
-    toggle, //
+use std::{
+    env,
+    fs::{
+        self,
+        File, //
+    },
+    io::{
+        BufRead,
+        BufReader,
+        Read,
+        Write, //
+    },
+    os::fd::{
+        AsRawFd,
+        FromRawFd,
+        RawFd, //
+    },
+    path::Path,
+    sync::{
+        atomic::{
+            AtomicBool,
+            AtomicU64,
+            Ordering, //
+        },
+        mpsc,
+        OnceLock, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
 };
+use toggle::*;
 
 /// Returns how large the slot is, unless another size is named: smaller where each hypercall is read
 /// from a trace.
@@ -59,11 +72,8 @@ fn size() -> usize {
     }
 }
 
-/// The sizes of slots where these are varied.
-const SIZES: [usize; 3] = [16 << 20, 64 << 20, 256 << 20];
-
-/// How many percent of the pages are marked where that is varied.
-const SHARES: [usize; 6] = [0, 1, 10, 25, 50, 100];
+/// How often KVM_RUN is called to see what it takes.
+const RUNS: usize = 1000;
 
 /// Where there is neither memory nor a device.
 const NOWHERE: u64 = GPA.0 - (1 << 20);
@@ -92,11 +102,24 @@ guest_code! {
     }
 }
 
-/// Skips the case where the kernel has no userfault.
-fn need_userfault() {
-    if system_capability(KVM_CAP_USERFAULT) == 0 {
-        ktap::skip("the kernel has no KVM_CAP_USERFAULT");
-    }
+extern "C" {
+    fn syscall(number: i64, ...) -> i64;
+    /// libkvm's: VMs get no interrupt controller by default.
+    fn test_disable_default_vgic();
+}
+
+/// Returns the file that a system call has opened, or nothing where it has failed.
+fn opened(fd: i64) -> Option<File> {
+    // SAFETY: The descriptor is new, and nobody else's.
+    (fd >= 0).then(|| unsafe { File::from_raw_fd(fd as i32) })
+}
+
+/// Makes a request that takes so many words, and returns whether it succeeded.
+fn ioctl<const WORDS: usize>(fd: RawFd, request: u64, argument: &mut [u64; WORDS]) -> bool {
+    const IOCTL: i64 = 29;
+    let request = request | (size_of_val(argument) as u64) << 16;
+    // SAFETY: The request says how long the argument is.
+    unsafe { syscall(IOCTL, i64::from(fd), request, argument.as_mut_ptr()) == 0 }
 }
 
 /// Returns a machine whose vCPUs are about to touch the pages of a slot, each its share. Pages that
@@ -131,14 +154,26 @@ fn unmap(machine: &Machine) {
 }
 
 /// Lets the only vCPU touch each page once, and calls `resolve` for each that is marked.
-fn touch_all(machine: &mut Machine, mut resolve: impl FnMut(Page)) {
+fn touch_all(machine: &mut Machine, resolve: impl FnMut(Page)) {
+    touch_share(&mut machine.vcpus[0], &machine.slot, resolve);
+}
+
+/// Lets a vCPU touch each page of its share once, as [`touch_all`] does.
+fn touch_share(vcpu: &mut Vcpu, slot: &Slot, mut resolve: impl FnMut(Page)) {
     loop {
-        match machine.vcpus[0].run() {
-            Exit::Userfault { gpa, .. } => resolve(machine.slot.page_of(gpa)),
+        match vcpu.run() {
+            Exit::Userfault { gpa, .. } => resolve(slot.page_of(gpa)),
             Exit::Sync(0, 0) => return,
             other => panic!("unexpected exit: {other:x?}"),
         }
     }
+}
+
+/// As [`touch_all`], where nothing is to be done for a marked page but to clear the mark.
+fn touch_and_clear(machine: &mut Machine, bitmap: &Bitmap) {
+    touch_all(machine, |page| {
+        bitmap.clear(page);
+    });
 }
 
 /// What to do about a marked page where none is.
@@ -156,14 +191,12 @@ fn marked(percent: usize, pages: usize) -> Bitmap {
 }
 
 /// Measures faults in a slot that has never had the flag, on memory that no guest has used.
-fn faults(name: &'static str, backing: Backing) {
+fn faults(name: &str, backing: Backing) {
     let mut machine = machine(backing, size());
-    Figure::new(name, size())
-        .per_page()
-        .report((0..REPETITIONS).map(|_| {
-            unmap(&machine);
-            sample(|| touch_all(&mut machine, none_marked))
-        }));
+    Figure::new(size(), 0).per_page().report([name], || {
+        unmap(&machine);
+        [sample(|| touch_all(&mut machine, none_marked))]
+    });
 }
 
 /// What every fault costs, a page each.
@@ -176,16 +209,17 @@ fn fault_block() {
     faults("fault-block", Backing::AnonymousThp);
 }
 
-/// Measures calls of KVM_RUN.
-fn runs(figure: Figure, vcpu: &mut Vcpu) {
-    figure.per_run().report((0..REPETITIONS).map(|_| {
-        sample(|| {
+/// Measures calls of KVM_RUN, of which the guest would do the same over and over.
+fn runs(name: &str, marked: usize, vcpu: &mut Vcpu) {
+    let mut figure = Figure::new(size(), marked);
+    figure.per = ("/run", RUNS);
+    figure.report([name], || {
+        [sample(|| {
             for _ in 0..RUNS {
-                // The guest would do the same over and over.
                 vcpu.run();
             }
-        })
-    }));
+        })]
+    });
 }
 
 /// A yardstick: an exit that every VMM knows.
@@ -193,90 +227,82 @@ fn mmio_exit() {
     let pages = size() / page_size();
     let mut machine = Machine::with_guest(Backing::Anonymous, pages, 1, write_nowhere);
     machine.vm.map(Gva(NOWHERE), Gpa(NOWHERE), 1);
-    runs(Figure::new("mmio-exit", size()), &mut machine.vcpus[0]);
+    runs("mmio-exit", 0, &mut machine.vcpus[0]);
     assert!(matches!(machine.run(), Exit::Mmio { is_write: true, .. }));
 }
 
 /// An exit for a marked page, and nothing done about it.
 fn userfault_exit() {
-    need_userfault();
+    needs_userfault();
     let mut machine = machine(Backing::Anonymous, size());
     let bitmap = Bitmap::marked(machine.slot.pages());
     let _flag = machine.enable(&bitmap);
-    let figure = Figure::new("userfault-exit", size()).marked(100);
-    runs(figure, &mut machine.vcpus[0]);
+    runs("userfault-exit", 100, &mut machine.vcpus[0]);
     assert_eq!(machine.run(), machine.userfault(Page(0)));
 }
 
 /// All that a marked page takes whose content is there: the exit, clearing the mark, running again,
 /// mapping the page.
 fn userfault_page() {
-    need_userfault();
+    needs_userfault();
     let mut machine = machine(Backing::Anonymous, size());
-    let figure = Figure::new("userfault-page", size()).marked(100).per_page();
-    figure.report((0..REPETITIONS).map(|_| {
-        let bitmap = Bitmap::marked(machine.slot.pages());
-        let _flag = machine.slot.enable(&bitmap);
-        let vcpu = &mut machine.vcpus[0];
-        let mut end = None;
-        let sample = sample(|| {
-            for page in pages(0..bitmap.pages()) {
-                // Nothing is spent on finding out: it is the next page's turn.
-                vcpu.run();
-                bitmap.clear(page);
-            }
-            end = Some(vcpu.run());
+    Figure::new(size(), 100)
+        .per_page()
+        .report(["userfault-page"], || {
+            let bitmap = Bitmap::marked(machine.slot.pages());
+            let _flag = machine.slot.enable(&bitmap);
+            let vcpu = &mut machine.vcpus[0];
+            let mut end = None;
+            let sample = sample(|| {
+                for page in pages(0..bitmap.pages()) {
+                    // Nothing is spent on finding out: it is the next page's turn.
+                    vcpu.run();
+                    bitmap.clear(page);
+                }
+                end = Some(vcpu.run());
+            });
+            assert_eq!(end, Some(Exit::Sync(0, 0)));
+            [sample]
         });
-        assert_eq!(end, Some(Exit::Sync(0, 0)));
-        sample
-    }));
 }
 
 /// Setting the flag with all pages mapped, touching all pages again, and clearing the flag with all
 /// pages mapped.
 fn marked_share() {
-    need_userfault();
+    needs_userfault();
     let mut machine = machine(Backing::Anonymous, size());
     touch_all(&mut machine, none_marked);
-    for share in SHARES {
-        let [mut enable, mut touch, mut disable] = [(); 3].map(|()| Vec::new());
-        for _ in 0..REPETITIONS {
+    for share in [0, 1, 10, 25, 50, 100] {
+        Figure::new(size(), share).report(["enable", "touch", "disable"], || {
             let bitmap = marked(share, machine.slot.pages());
             let slot = machine.slot.clone();
             let mut flag = None;
-            enable.push(sample_call(|| flag = Some(slot.enable(&bitmap))));
-            touch.push(sample(|| {
-                touch_all(&mut machine, |page| {
-                    bitmap.clear(page);
-                })
-            }));
-            disable.push(sample_call(|| drop(flag)));
-        }
-        for (name, samples) in [("enable", enable), ("touch", touch), ("disable", disable)] {
-            Figure::new(name, size()).marked(share).report(samples);
-        }
+            [
+                sample_call(|| flag = Some(slot.enable(&bitmap))),
+                sample(|| touch_and_clear(&mut machine, &bitmap)),
+                sample_call(|| drop(flag)),
+            ]
+        });
     }
 }
 
-/// What setting the flag is to be compared with: KVM forgets the whole slot, because it is deleted.
-/// Then it is there again, and all of it is touched.
+/// What setting the flag is to be compared with: all of the slot is touched, and then KVM forgets
+/// it, because it is deleted.
 fn flush() {
     let mut machine = machine(Backing::Anonymous, size());
-    let [mut flush, mut touch] = [(); 2].map(|()| Vec::new());
-    for _ in 0..REPETITIONS {
-        touch.push(sample(|| touch_all(&mut machine, none_marked)));
+    Figure::new(size(), 0).report(["flush-touch", "flush"], || {
+        let touch = sample(|| touch_all(&mut machine, none_marked));
         let region = machine.slot.region();
-        flush.push(sample_call(|| assert_eq!(region.delete(), Ok(()))));
+        let flush = sample_call(|| assert_eq!(region.delete(), Ok(())));
         assert_eq!(machine.slot.region().set(), Ok(()));
-    }
-    Figure::new("flush", size()).report(flush);
-    Figure::new("flush-touch", size()).report(touch);
+        [touch, flush]
+    });
 }
 
 /// Taking one page back: marking and dropping it, and touching all of its block again, where memory
 /// is in a block of the host and where it is in pages.
 fn rearm() {
-    need_userfault();
+    needs_userfault();
     let block = Backing::ShmemThp.need_huge_pages(1);
     for (backing, names) in [
         (Backing::ShmemThp, ["rearm-block", "rearm-block-touch"]),
@@ -285,8 +311,7 @@ fn rearm() {
         let mut machine = Machine::with_guest(backing, block, 1, touch);
         machine.slot.fill();
         touch_all(&mut machine, none_marked);
-        let mut samples = [(); 2].map(|()| Vec::new());
-        for _ in 0..REPETITIONS {
+        Figure::new(block * page_size(), 0).report(names, || {
             if backing == Backing::ShmemThp {
                 // Dropping a page has split the mapping.
                 machine.slot.need_huge();
@@ -297,131 +322,87 @@ fn rearm() {
             let _flag = slot.enable(&bitmap);
             touch_all(&mut machine, none_marked);
             let page = Page(block / 2);
-            samples[0].push(sample(|| {
+            let mark_and_drop = || {
                 bitmap.mark(page);
                 slot.discard(page);
-            }));
-            samples[1].push(sample(|| {
-                touch_all(&mut machine, |page| {
-                    bitmap.clear(page);
-                })
-            }));
-        }
-        for (name, samples) in names.into_iter().zip(samples) {
-            Figure::new(name, block * page_size()).report(samples);
-        }
+            };
+            [
+                sample(mark_and_drop),
+                sample(|| touch_and_clear(&mut machine, &bitmap)),
+            ]
+        });
     }
 }
 
 /// Clearing and setting the flag with all pages mapped, in slots of several sizes.
 fn slot_size() {
-    need_userfault();
-    for size in SIZES {
+    needs_userfault();
+    for size in [16 << 20, 64 << 20, 256 << 20] {
         let mut machine = machine(Backing::Anonymous, size);
         let slot = machine.slot.clone();
         let bitmap = Bitmap::new(slot.pages());
         let flag = slot.enable(&bitmap);
         touch_all(&mut machine, none_marked);
-        Figure::new("disable-by-size", size).report([sample_call(|| drop(flag))]);
+        let disable = sample_call(|| drop(flag));
+        Figure::new(size, 0).show("disable-by-size", disable);
         let bitmap = marked(1, slot.pages());
-        let figure = Figure::new("enable-by-size", size).marked(1);
-        figure.report([sample_call(|| drop(slot.enable(&bitmap)))]);
+        let enable = sample_call(|| drop(slot.enable(&bitmap)));
+        Figure::new(size, 1).show("enable-by-size", enable);
     }
-}
-
-/// The size of a slot that is larger than the machine.
-const TERABYTE: usize = 1 << 40;
-
-/// Returns a VM with such a slot, and a bitmap that is all but empty.
-fn terabyte_slot() -> (Vm, Slot, Bitmap) {
-    let (vm, _) = Vm::new(16, 1, touch);
-    let pages = TERABYTE / page_size();
-    let slot = Slot::undeclared(&vm, &Area::reserved(pages), SLOT, Gpa(TERABYTE as u64));
-    if let Err(error) = slot.region().set() {
-        ktap::skip(format!("no slot of a terabyte: {error:?}"));
-    }
-    let bitmap = Bitmap::new(pages);
-    for page in (0..pages).step_by((1 << 30) / page_size()) {
-        bitmap.mark(Page(page));
-    }
-    (vm, slot, bitmap)
-}
-
-/// Setting and clearing the flag on it.
-fn terabyte() {
-    need_userfault();
-    let (_vm, slot, bitmap) = terabyte_slot();
-    let [mut enable, mut disable] = [(); 2].map(|()| Vec::new());
-    for _ in 0..REPETITIONS {
-        let mut flag = None;
-        enable.push(sample_call(|| flag = Some(slot.enable(&bitmap))));
-        disable.push(sample_call(|| drop(flag)));
-    }
-    Figure::new("enable-terabyte", TERABYTE).report(enable);
-    Figure::new("disable-terabyte", TERABYTE).report(disable);
 }
 
 /// How long setting the flag keeps others from the CPU.
 fn latency() {
-    need_userfault();
+    needs_userfault();
     let mut machine = machine(Backing::Anonymous, size());
     for share in [0, 1] {
         touch_all(&mut machine, none_marked);
         let bitmap = marked(share, machine.slot.pages());
         let slot = machine.slot.clone();
-        let figure = Figure::new("latency-enable", size()).marked(share);
-        figure.report([sample_lateness(|| drop(slot.enable(&bitmap)))]);
+        let enable = sample_lateness(|| drop(slot.enable(&bitmap)));
+        Figure::new(size(), share).show("latency-enable", enable);
     }
     touch_all(&mut machine, none_marked);
     let region = machine.slot.region();
-    let flush = || assert_eq!(region.delete(), Ok(()));
-    Figure::new("latency-flush", size()).report([sample_lateness(flush)]);
-    let (_vm, slot, bitmap) = terabyte_slot();
-    let figure = Figure::new("latency-enable-terabyte", TERABYTE);
-    figure.report([sample_lateness(|| drop(slot.enable(&bitmap)))]);
+    let flush = sample_lateness(|| assert_eq!(region.delete(), Ok(())));
+    Figure::new(size(), 0).show("latency-flush", flush);
 }
 
 /// What faults cost in a slot with the flag whose memory could be mapped by blocks: none marked.
 fn unmarked_block() {
-    need_userfault();
+    needs_userfault();
     let mut machine = machine(Backing::AnonymousThp, size());
-    let figure = Figure::new("unmarked-block", size()).per_page();
-    figure.report((0..REPETITIONS).map(|_| {
-        // Nothing is mapped when the flag is set, so that all is mapped under it.
-        unmap(&machine);
-        let bitmap = Bitmap::new(machine.slot.pages());
-        let slot = machine.slot.clone();
-        let _flag = slot.enable(&bitmap);
-        sample(|| touch_all(&mut machine, none_marked))
-    }));
+    Figure::new(size(), 0)
+        .per_page()
+        .report(["unmarked-block"], || {
+            // Nothing is mapped when the flag is set, so that all is mapped under it.
+            unmap(&machine);
+            let bitmap = Bitmap::new(machine.slot.pages());
+            let slot = machine.slot.clone();
+            let _flag = slot.enable(&bitmap);
+            [sample(|| touch_all(&mut machine, none_marked))]
+        });
 }
 
 /// The same where the VMM, asked for a page, supplies the whole block around it.
 fn prefetched_block() {
-    need_userfault();
+    needs_userfault();
     let mut machine = machine(Backing::AnonymousThp, size());
     let block = Backing::AnonymousThp.need_huge_pages(1);
-    let figure = Figure::new("prefetched-block", size())
-        .marked(100)
-        .per_page();
-    figure.report((0..REPETITIONS).map(|_| {
-        let bitmap = Bitmap::marked(machine.slot.pages());
-        let slot = machine.slot.clone();
-        let _flag = slot.enable(&bitmap);
-        sample(|| {
-            touch_all(&mut machine, |page| {
+    Figure::new(size(), 100)
+        .per_page()
+        .report(["prefetched-block"], || {
+            let bitmap = Bitmap::marked(machine.slot.pages());
+            let slot = machine.slot.clone();
+            let _flag = slot.enable(&bitmap);
+            let clear_block = |page: Page| {
                 let start = page.0 - page.0 % block;
                 for page in pages(start..start + block) {
                     bitmap.clear(page);
                 }
-            })
-        })
-    }));
-}
-
-extern "C" {
-    /// libkvm's: VMs get no interrupt controller by default.
-    fn test_disable_default_vgic();
+            };
+            [sample(|| touch_all(&mut machine, clear_block))]
+        });
 }
 
 /// Prepares for what was asked for.
@@ -429,7 +410,7 @@ fn prepare() {
     // The figures would be less about memory with it.
     // SAFETY: It sets a variable, before there is any VM.
     unsafe { test_disable_default_vgic() };
-    figure::prepare();
+    prepare_events();
 }
 
 test_main! {
@@ -445,7 +426,6 @@ test_main! {
         flush,
         rearm,
         slot_size,
-        terabyte,
         latency,
         unmarked_block,
         prefetched_block,

@@ -2,7 +2,7 @@
 height = 330.0*words(cpus)
 set terminal svg size 900,height dynamic noenhanced font "sans-serif,13" background "#ffffff"
 set multiplot layout words(cpus),2 margins 0.09,0.98,55/height,1-40/height spacing 0.10,100/height
-set datafile missing "-"
+set datafile separator tab
 set style data linespoints
 set key bottom right samplen 2 font ",11"
 set grid ytics lc "#dddddd"
@@ -23,12 +23,12 @@ do for [cpu in cpus] {
 	unset logscale x
 	set xrange [0:100]
 	set xtics auto
-	plot for [i=2:4] cpu."-shares.dat" using 1:i title columnheader(i)
+	plot for [i=2:4] cpu."-shares" using 1:i title columnheader(i)
 	set title cpu.": paging on demand, instructions a page"
 	set xlabel "vCPUs"
 	set logscale x 2
 	set xtics (1, 2, 4, 8)
 	set xrange [1:8.5]
-	plot for [i=2:7] cpu."-demand.dat" using 1:i title columnheader(i)
+	plot for [i=2:7] cpu."-demand" using 1:i title columnheader(i)
 }
 unset multiplot

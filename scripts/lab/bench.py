@@ -12,7 +12,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import pathlib
@@ -26,27 +25,17 @@ import kernel
 import kgit
 import machine
 import report
+import steps
 import tree
-from common import (
-    CACHE,
-    REPO,
-    LabError,
-    add_common_options,
-    lock,
-    main,
-    output,
-    say,
-    step,
-    took,
-    write_if_changed,
-)
+from common import CACHE, REPO, LabError, add_common_options, lock, main, output
+from common import say, step, took, write_if_changed
 from overlay import overlays
 
 # How long a case of the benchmark may take, and all of it.
 CASE_SECONDS, SECONDS = 900, 3600
 
 # What is compared: the base, and the series without and with the helper.
-BASE, CORE, HELPER = "base", "core", "helper"
+BASE, CORE, HELPER = report.KERNELS
 
 # The kernel that tests run on, one that counts, and others whose clock ticks more or less often.
 COUNT, EVENTS = "4k", "4k-trace"
@@ -58,7 +47,7 @@ PROGRAMS = REPO / "scripts/bench-programs"
 PROGRAM = "/kselftest/kvm/userfault_bench"
 
 # Cases of the benchmark, by what is measured.
-QUICK = "fault fault_block mmio_exit userfault_exit userfault_page flush unmarked_block terabyte"
+QUICK = "fault fault_block mmio_exit userfault_exit userfault_page flush unmarked_block"
 DEMAND = (
     "demand_userfault demand_userfault_copy demand_userfault_file demand_userfault_handler"
     " demand_missing demand_minor"
@@ -81,14 +70,11 @@ class Kind:
     alone: bool = False
 
 
-ALL_LABELS = (BASE, CORE, HELPER)
-
-
 def kinds_of(cpu):
     """Returns the kinds of figures of a CPU."""
     return {
-        "instructions": Kind(f"counting-{cpu}", COUNT, ALL_LABELS, ALL),
-        "events": Kind(f"counting-{cpu}", EVENTS, ALL_LABELS, CALLS),
+        "instructions": Kind(f"counting-{cpu}", COUNT, report.KERNELS, ALL),
+        "events": Kind(f"counting-{cpu}", EVENTS, report.KERNELS, CALLS),
     }
 
 
@@ -123,42 +109,20 @@ def parse(lines):
     """Returns the figures of a benchmark's output."""
     figures = []
     for line in lines:
-        fields = dict(re.findall(r"(\w+)=(\S+)", line))
         if line.startswith("# bench: name="):
-            figures.append(
-                Figure(
-                    fields["name"],
-                    *(int(fields[key]) for key in ("vcpus", "slots", "slot_pages", "marked")),
-                    fields.get("event", ""),
-                    float(fields["value"]),
-                    fields["unit"],
-                )
-            )
+            found = {"event": "", **dict(re.findall(r"(\w+)=(\S+)", line))}
+            fields = dataclasses.fields(Figure)
+            figures.append(Figure(*(field.type(found[field.name]) for field in fields)))
     return figures
 
 
-def kernels(commit):
-    """Returns the kernels to compare, as {name: (commit, what is added to a variant's name)}: all
-    are configured as the one that tests run on, as far as they offer that."""
-    return {BASE: ("base", ""), CORE: (commit, "-nohelper"), HELPER: (commit, "")}
-
-
-def source(commit):
-    """Returns what tells kernels apart: all of the tree but what is not built into them."""
-    others = ("tools", "Documentation", "MAINTAINERS")
-    lines = kgit.git("ls-tree", commit).splitlines()
-    wanted = [line for line in lines if line.partition("\t")[2] not in others]
-    return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
-
-
 def image(build, commit, variant, jobs):
-    """Builds a commit's kernel where another is built, unless there is one of the same source, and
-    returns where it is."""
-    content = source(commit)
-    asked = config.defaults(kgit.TREE) + config.text(variant)
-    target = FOLDER / f"{variant}-{content[:12]}"
-    stamp = target / "config"
-    if stamp.exists() and stamp.read_text() == asked:
+    """Builds a commit's kernel where another is built, unless that was done, and returns where it
+    is."""
+    key = steps.Passed().key(variant, commit, steps.NOT_KERNEL)
+    target = FOLDER / f"{variant}-{key[:12]}"
+    name = "arch/arm64/boot/Image"
+    if (target / name).exists():
         return target
     with overlays(kgit.TREE, build):
         kgit.git("checkout", "--quiet", "--force", "--detach", commit)
@@ -168,28 +132,28 @@ def image(build, commit, variant, jobs):
             config.check(build, variant)
         command = kernel.make(kgit.TREE, build, "Image", jobs=jobs)
         step(f"building the {variant} kernel for the benchmark", command, f"bench-{variant}")
-        name = pathlib.Path("arch/arm64/boot/Image")
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(build / name, target / name)
-        stamp.write_text(asked)
+        shutil.copy(build / name, target / "new")
+        (target / "new").rename(target / name)
     return target
 
 
-def images_of(compared, kinds, jobs):
-    """Builds the kernels of some kinds of figures and returns {(variant, name): where it is}; the
-    same one is built once."""
-    wanted = sorted({(kind.variant, label) for kind in kinds for label in kind.labels})
-    images, builds = {}, {}
-    for variant, name in wanted:
-        if variant not in builds:
-            builds[variant] = kernel.kernel(kgit.TREE, variant, jobs)
-        commit, rest = compared[name]
-        images[variant, name] = image(builds[variant], commit, variant + rest, jobs)
+def images_of(kinds, commit, jobs):
+    """Builds the kernels of some kinds of figures, which are configured as those that tests run on
+    as far as they offer that, and returns {(variant, label): where it is}."""
+    compared = {BASE: ("base", ""), CORE: (commit, "-nohelper"), HELPER: (commit, "")}
+    images = {}
+    for variant in sorted({kind.variant for kind in kinds}):
+        build = kernel.kernel(kgit.TREE, variant, jobs)
+        labels = {label for kind in kinds if kind.variant == variant for label in kind.labels}
+        for label in sorted(labels):
+            of, without = compared[label]
+            images[variant, label] = image(build, of, variant + without, jobs)
     # Of the same variant, but of a commit that is not wanted any more.
     names = {path.name.rpartition("-")[0] for path in images.values()}
-    for old in FOLDER.glob("*/config"):
-        if old.parent not in images.values() and old.parent.name.rpartition("-")[0] in names:
-            shutil.rmtree(old.parent)
+    for old in FOLDER.glob("*-*"):
+        if old not in images.values() and old.name.rpartition("-")[0] in names:
+            shutil.rmtree(old)
     return images
 
 
@@ -224,7 +188,7 @@ def place(kind, build, commit, cases):
     return FOLDER / "figures" / f"{kind.host}-{build.name}-{state.hexdigest()[:12]}"
 
 
-def run(kind, what, build, initrd, cases):
+def run(kind, build, initrd, cases):
     """Runs the benchmark on a machine; returns what it prints, and what went wrong."""
     what_counts = "BENCH_EVENTS=1" if kind.variant == EVENTS else "BENCH_INSTRUCTIONS=1"
     words = [] if kind.alone else ["env", what_counts]
@@ -235,45 +199,44 @@ def run(kind, what, build, initrd, cases):
     except machine.Unfinished as error:
         lines, wrong = error.lines, [str(error)]
     wrong += [line for line in lines if line.startswith("not ok")]
-    wrong += [] if parse(lines) else ["no figures"]
-    return lines, [f"{what}: {text}" for text in wrong]
+    return lines, wrong if parse(lines) else [*wrong, "no figures"]
 
 
 def measure(chosen, images, initrd, commit, options):
     """Runs all that is to be run, most of it at once; returns the results, and what went wrong."""
-    quick, jobs = options.quick, options.jobs or os.cpu_count() or 1
     results, wrong = {name: {which: {} for which in kinds} for name, kinds in chosen.items()}, []
     runs = [
-        (kind, f"{name}, {which}, {label}", results[name][which], label)
+        (name, which, label, kind)
         for name, kinds in chosen.items()
         for which, kind in kinds.items()
         for label in kind.labels
     ]
 
-    what = f"measuring {' '.join(chosen)}{', quick' if quick else ''}"
-    say(f"{what} ({took(what)}{len(runs)} runs)")
-    start = time.monotonic()
-
     def take(one):
         """Takes the figures of one run."""
-        kind, what, into, label = one
-        cases, build = QUICK if quick else kind.cases, images[kind.variant, label]
+        *words, label, kind = one
+        cases, build = QUICK if options.quick else kind.cases, images[kind.variant, label]
         kept = place(kind, build, commit, cases)
+        what = ", ".join([*words, label])
         if kept.exists() and not options.again:
-            lines, problems = kept.read_text().splitlines(), []
+            lines = kept.read_text().splitlines()
         else:
-            lines, problems = run(kind, what, build, initrd, cases)
+            lines, problems = run(kind, build, initrd, cases)
+            wrong.extend(f"{what}: {text}" for text in problems)
             if not problems:
                 write_if_changed(kept, "\n".join(lines))
-        into[label] = parse(lines)
-        say(f"{what}: {len(into[label])} figures")
-        wrong.extend(problems)
+        figures = parse(lines)
+        say(f"{what}: {len(figures)} figures")
+        return figures
 
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(take, [one for one in runs if not one[0].alone]))
-    for one in runs:
-        if one[0].alone:
-            take(one)
+    what = f"measuring {' '.join(chosen)}{', quick' if options.quick else ''}"
+    say(f"{what} ({took(what)}{len(runs)} runs)")
+    start = time.monotonic()
+    for alone, jobs in ((False, options.jobs or os.cpu_count() or 1), (True, 1)):
+        some = [one for one in runs if one[-1].alone == alone]
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            for (name, which, label, _), figures in zip(some, pool.map(take, some)):
+                results[name][which][label] = figures
     took(what, time.monotonic() - start)
     return results, wrong
 
@@ -282,8 +245,8 @@ def choose(names, quick):
     """Returns the machines that are asked for, with the kinds of figures to take there."""
     chosen = {name: MACHINES[name] for name in names or MACHINES}
     if quick:
-        kept = {name: {"instructions": kinds.get("instructions")} for name, kinds in chosen.items()}
-        chosen = {name: kinds for name, kinds in kept.items() if kinds["instructions"]}
+        what = "instructions"
+        chosen = {name: {what: kinds[what]} for name, kinds in chosen.items() if what in kinds}
     if not chosen:
         raise LabError("--quick counts instructions, for which there are the machines n1 and max")
     return chosen
@@ -297,59 +260,43 @@ def program():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_options(parser)
-    parser.add_argument(
-        "--machine", action="append", choices=MACHINES, help="or kind of figures; may be repeated; default: all"
-    )
-    parser.add_argument("--quick", action="store_true", help="only the main figures")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        type=pathlib.Path,
-        default=CACHE / "bench",
-        help="where results go; default: bench in the cache",
-    )
-    parser.add_argument(
-        "--branch", help="measure this branch of the series' tree, and leave the tree as it is"
-    )
-    parser.add_argument(
-        "--again",
-        action="store_true",
-        help="take figures anew that are there, of the same kernel and programs",
-    )
-    parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
+    option = parser.add_argument
+    text = "or kind of figures; may be repeated; default: all"
+    option("--machine", action="append", choices=MACHINES, help=text)
+    option("--quick", action="store_true", help="only the main figures")
+    text = "where results go; default: bench in the cache"
+    option("--output", metavar="DIR", type=pathlib.Path, default=CACHE / "bench", help=text)
+    option("--branch", help="measure this branch of the series' tree, and leave the tree as it is")
+    text = "take figures anew that are there, of the same kernel and programs"
+    option("--again", action="store_true", help=text)
+    option("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
     args = parser.parse_args()
 
     chosen = choose(args.machine, args.quick)
     if not args.branch and kgit.git("status", "--porcelain", tree=tree.ready()):
         raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
     commit = kgit.git("rev-parse", args.branch or kgit.BRANCH)
-    compared = kernels(commit)
     kinds = [kind for kinds in chosen.values() for kind in kinds.values()]
     with lock("build-bench"):
-        images = images_of(compared, kinds, args.jobs)
+        images = images_of(kinds, commit, args.jobs)
         build = kernel.kernel(kgit.TREE, COUNT, args.jobs)
         initrd = FOLDER / "initrd.cpio.gz"
         with selftests(build, commit, args.jobs) as installed:
             shutil.copy(kernel.initrd(build, installed), initrd)
         results, wrong = measure(chosen, images, initrd, commit, args)
-    command = "scripts/bench" + (" --quick" if args.quick else "")
-    command += "".join(f" --machine {name}" for name in args.machine or [])
-    about = describe(compared, command)
+    words = ["--quick"] if args.quick else []
+    words += [f"--machine {name}" for name in args.machine or []]
+    base, series = (kgit.git("log", "-1", "--format=%s", one) for one in ("base", commit))
+    about = {
+        "command": " ".join(["scripts/bench", *words]),
+        "emulator": output(["qemu-system-aarch64", "--version"]).splitlines()[0],
+        "kernels": {BASE: base, CORE: series, HELPER: series},
+    }
     for path in report.write(args.output, results, about):
         print(path)
     for text in wrong:
         say(f"failed: {text}")
     return 1 if wrong else 0
-
-
-def describe(compared, command):
-    """Returns what the results are of, for the report."""
-    subject = functools.partial(kgit.git, "log", "-1", "--format=%s")
-    return {
-        "command": command,
-        "emulator": output(["qemu-system-aarch64", "--version"]).splitlines()[0],
-        "kernels": {name: subject(commit) for name, (commit, _) in compared.items()},
-    }
 
 
 if __name__ == "__main__":

@@ -75,12 +75,26 @@ class Report(unittest.TestCase):
     """What is written."""
 
     def test_sum_and_ratio(self):
-        """A row adds figures, and divides them by another."""
-        figures = [figure("enable", 30), figure("touch", 10), figure("flush", 50)]
-        both = report.Row("", ("enable", "touch"), wanted={"marked": 0})
-        self.assertEqual(both.value(figures), 40)
-        self.assertEqual(report.Row("", ("enable", "touch"), ("flush",)).value(figures), 0.8)
-        self.assertIsNone(report.Row("", ("enable", "disable")).value(figures))
+        """Figures are added, divided, and told apart by what they are of."""
+        helper = [figure("enable", 30), figure("touch", 10), figure("flush", 50)]
+        helper += [figure("flush", number, f"tlb-{number}") for number in (2, 3)]
+        figures = {"core": [figure("enable", 40, marked=1)], "helper": helper}
+        wanted = {
+            "enable + touch": 40,
+            "enable + touch / flush": 0.8,
+            "enable / 4 / touch": 0.75,
+            "flush event=tlb-*": 5,
+            "enable kernel=core marked=1": 40,
+            "enable marked=1": None,
+        }
+        for text, value in wanted.items():
+            self.assertEqual(report.amount(figures, text), value, text)
+
+    def test_events_of_each(self):
+        """Events are those of one page or run, but for the longest of something."""
+        figures = [figure("fault", 16384, "unmap"), figure("fault", 7.5, "hold-us")]
+        figures += [figure("mmio-exit", 3000, "unmap"), figure("flush", 2, "unmap")]
+        self.assertEqual([report.each(one) for one in figures], [1, 7.5, 3, 2])
 
     def test_numbers(self):
         """Numbers are short, and exact where that matters."""
@@ -90,8 +104,10 @@ class Report(unittest.TestCase):
 
     def test_kernels_side_by_side(self):
         """A cell has one number where kernels agree."""
-        self.assertEqual(report.cell([1, 1]), "1")
-        self.assertEqual(report.cell([None, 1, 65]), "– · 1 · 65")
+        same, other = [figure("flush", 1)], [figure("flush", 65)]
+        self.assertEqual(report.compare({"core": same, "helper": same}, "flush"), "1")
+        kernels = {"base": [], "core": same, "helper": other}
+        self.assertEqual(report.compare(kernels, "flush"), "– · 1 · 65")
 
     def test_page(self):
         """The page says first what the figures mean, and has all tables."""
