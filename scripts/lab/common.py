@@ -179,7 +179,7 @@ def output(command, **kwargs):
     result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
     if result.returncode:
         raise LabError(
-            f"'{shlex.join(command)}' failed: {(result.stderr or result.stdout).strip()}"
+            f"'{shlex.join(command)}' failed: {(result.stdout + result.stderr).strip()}"
             f"{no_space(CACHE)}"
         )
     return result.stdout

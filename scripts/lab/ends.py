@@ -7,7 +7,7 @@ import config
 import kernel
 import kgit
 import machine
-import parts
+import patches
 import run
 import steps
 from common import output, step
@@ -57,7 +57,7 @@ def check_each(jobs=None, tested=()):
             passed.add(known)
         return wrong
 
-    for part in parts.split([subject for _, subject in commits]):
+    for part in patches.parts([subject for _, subject in commits]):
         commit = commits[part.last - 1][0]
         for variant in VARIANTS:
             known = passed.key(variant, commit, NO_TEST)

@@ -19,7 +19,6 @@ import here
 import kernel
 import kgit
 import ktap_cases
-import mirrors
 import models
 import mutants
 import mutate
@@ -112,7 +111,7 @@ def lab_tests():
 
 def rust_files(source):
     """Returns the Rust files that the series adds, of the whole tree or of a folder of it."""
-    names = mirrors.added_files(kgit.TREE)
+    names = export.added_files()
     files = [kgit.TREE / name for name in names if name.endswith(".rs")]
     return [path for path in files if path.is_relative_to(source)]
 
@@ -126,7 +125,7 @@ def rustfmt(source):
 
 def maintainers(source):
     """Compares the entry in MAINTAINERS and its place with what parse-maintainers.pl makes."""
-    entry = (REPO / mirrors.SNIPPET).read_text()
+    entry = (REPO / export.SNIPPET).read_text()
     with tempfile.TemporaryDirectory() as scratch:
         words = ["--order", f"--input={source / 'MAINTAINERS'}"]
         words += [f"--output={scratch}/whole", f"--section={scratch}/section"]

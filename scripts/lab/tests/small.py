@@ -11,9 +11,10 @@ import base
 import common
 import export
 import kgit
-import mirrors
-import parts
 import patches
+import send
+import sign
+import track
 import tree
 import user_tree
 
@@ -56,6 +57,14 @@ def scratch():
     return tempfile.TemporaryDirectory()
 
 
+def half_am(tree):
+    """Leaves what a 'git am' leaves that is killed."""
+    folder = tree / ".git/rebase-apply"
+    folder.mkdir()
+    for name in ("applying", "abort-safety"):
+        (folder / name).touch()
+
+
 class Small(unittest.TestCase):
     """One patch changes a file and adds another, one adds an entry to MAINTAINERS."""
 
@@ -71,9 +80,10 @@ class Small(unittest.TestCase):
             "REPO": self.repo,
             "PATCHES": self.patches,
             "TREE": self.tree,
+            "SIGNED": self.root / "signed",
             "say": mock.Mock(),
         }
-        for module in (base, common, export, kgit, mirrors, parts, patches, tree, user_tree):
+        for module in (base, common, export, kgit, patches, send, sign, track, tree, user_tree):
             have = {name: value for name, value in places.items() if hasattr(module, name)}
             self.replace(module, **have)
 
@@ -86,8 +96,8 @@ class Small(unittest.TestCase):
         self.write("Makefile", MAKEFILE)
         self.write("MAINTAINERS", MAINTAINERS)
         self.write("virt/kvm/kvm_main.c", MAIN)
-        self.write("scripts/checkpatch.pl", CHECKPATCH).chmod(0o755)
-        self.write("scripts/get_maintainer.pl", GET_MAINTAINER).chmod(0o755)
+        for name, text in (("checkpatch", CHECKPATCH), ("get_maintainer", GET_MAINTAINER)):
+            self.write(f"scripts/{name}.pl", text).chmod(0o755)
         self.git("init", "--quiet", "--initial-branch=base")
         self.commit("base")
         self.pin("base")

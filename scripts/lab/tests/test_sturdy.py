@@ -86,7 +86,7 @@ class Steps(small.Small):
                 export.write()
                 self.assertEqual(export.check(), [])
 
-        steps = self.each_step(pathlib.Path, "write_bytes", FULL, export_other, goes_on)
+        steps = self.each_step(pathlib.Path, "write_text", FULL, export_other, goes_on)
         self.assertGreater(steps, 3)
 
 

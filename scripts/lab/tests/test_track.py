@@ -31,7 +31,6 @@ class Track(small.Small):
 
     def setUp(self):
         super().setUp()
-        self.replace(track, say=mock.Mock())
         self.remote = self.root / "re mote"
         self.git("clone", "--quiet", "--branch=base", self.tree, self.remote)
         self.git("checkout", "--quiet", "-b", "next", tree=self.remote)
@@ -163,7 +162,7 @@ class Track(small.Small):
     def test_bad_remote(self):
         """No repository, a branch that it lacks, and a tree of something else are errors."""
         for options in ({"branch": "other"}, {"remote": str(self.root / "nothing")}):
-            with self.assertRaisesRegex(LabError, "git cannot fetch"):
+            with self.assertRaisesRegex(LabError, "the step 'fetching"):
                 self.track(**options)
         self.upstream("Something else", main=None)
         self.assertRaisesRegex(LabError, "not a kernel source tree", self.track)
