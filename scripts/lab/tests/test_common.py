@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import os
 import pathlib
 import signal
 import subprocess
@@ -75,8 +76,6 @@ class Times(unittest.TestCase):
             common.took("building it", 135.2)
             self.assertEqual(common.took("building it"), "2 min 15 s the last time, ")
             self.assertEqual(common.took("building that"), "")
-            common.took("building it", 7)
-            self.assertEqual(common.took("building it"), "7 s the last time, ")
 
 
 class Writing(unittest.TestCase):
@@ -106,8 +105,8 @@ class Writing(unittest.TestCase):
             self.addCleanup(patcher.stop)
         living, in_use = overlay.new_folder()
         dead, mark = overlay.new_folder()
-        mark.close()
+        os.close(mark)
         third, other = overlay.new_folder()
         self.assertEqual((living.exists(), dead.exists(), third.exists()), (True, False, True))
-        in_use.close()
-        other.close()
+        os.close(in_use)
+        os.close(other)

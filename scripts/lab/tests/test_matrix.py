@@ -102,7 +102,7 @@ class Loop(unittest.TestCase):
             mock.patch.object(machine, "boot", boot),
             mock.patch.object(run, "build_variant", variant),
             mock.patch.object(run, "say"),
-            mock.patch.object(skips, "allowed", return_value=[skips.Allowed(*"*****")]),
+            mock.patch.object(skips, "allowed", return_value=[["*"] * 5]),
             contextlib.redirect_stdout(io.StringIO()) as out,
         ):
             return run.run_matrix(args, "source"), out.getvalue()

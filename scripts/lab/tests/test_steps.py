@@ -28,13 +28,12 @@ class Steps(unittest.TestCase):
             "sparse_words": list,
             "overlays": mock.Mock(return_value=nothing),
             "kernel": mock.Mock(),
+            "kgit": mock.MagicMock(),
+            "patches": mock.Mock(**{"touched_files.return_value": []}),
         }.items():
             patcher = mock.patch.object(steps, name, stand_in)
             patcher.start()
             self.addCleanup(patcher.stop)
-        patcher = mock.patch.object(steps.patches, "touched_files", return_value=[])
-        patcher.start()
-        self.addCleanup(patcher.stop)
 
     def results(self, *looks):
         """Returns what is said of the patches, where a look that is an error is raised."""

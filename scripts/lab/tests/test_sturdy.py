@@ -104,7 +104,7 @@ class Toolchain(unittest.TestCase):
 
             values = {"CACHE": cache, "ROOT": cache / "toolchain", "IS_ROOT": True, "GIGABYTES": 0}
             values |= {"namespace": lambda *words: list(words), "mmdebstrap": mmdebstrap}
-            values |= {"say": mock.Mock(), "need": mock.Mock(), "took": mock.Mock(return_value="")}
+            values |= {"say": mock.Mock(), "need": mock.Mock()}
             patcher = mock.patch.multiple(toolchain, **values)
             patcher.start()
             self.addCleanup(patcher.stop)
