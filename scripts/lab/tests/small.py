@@ -65,13 +65,25 @@ def half_am(tree):
         (folder / name).touch()
 
 
-class Small(unittest.TestCase):
-    """One patch changes a file and adds another, one adds an entry to MAINTAINERS."""
+class Scratch(unittest.TestCase):
+    """A folder for the time of a test."""
 
     def setUp(self):
         self.stack = contextlib.ExitStack()
         self.addCleanup(self.stack.close)
-        self.root = pathlib.Path(self.stack.enter_context(scratch()))
+        self.folder = pathlib.Path(self.stack.enter_context(scratch()))
+
+    def replace(self, module, **values):
+        """Gives names of a module other values during a test."""
+        self.stack.enter_context(mock.patch.multiple(module, **values))
+
+
+class Small(Scratch):
+    """One patch changes a file and adds another, one adds an entry to MAINTAINERS."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = self.folder
         self.repo, self.tree = self.root / "a repo", self.root / "linux"
         self.patches = self.repo / "patches"
         places = {
@@ -108,11 +120,6 @@ class Small(unittest.TestCase):
         self.write("MAINTAINERS", MAINTAINERS.replace("THE REST", f"{ENTRY}THE REST"))
         self.commit("MAINTAINERS: Add an entry\n\nAssisted-by: LLM")
         export.write()
-
-    def replace(self, module, **values):
-        """Gives names of a module other values during a test."""
-        for name, value in values.items():
-            self.stack.enter_context(mock.patch.object(module, name, value))
 
     def git(self, *words, **context):
         """Runs git with a date that is always the same."""
