@@ -77,10 +77,14 @@ def set_base(commit):
 
 def recover():
     """Undoes what a run has left that was killed while it applied patches."""
-    if kgit.note("applying").exists():
+    state = kgit.note("applying")
+    if state.exists():
         kgit.abort_am(kgit.TREE)
         kgit.git("checkout", "--quiet", "--force", kgit.BRANCH if kgit.tip() else "base")
-        kgit.note("applying").unlink()
+        if state.read_text().split()[1:] == [kgit.tip()]:
+            state.replace(kgit.note("applied"))
+        else:
+            state.unlink()
 
 
 def applied():
@@ -122,16 +126,17 @@ def apply(force=False):
     if work:
         # Nothing is lost for good: the reflog of the branch still names it.
         kgit.git("clean", "--quiet", "-d", "--force")
-    kgit.note("applying").touch()
+    state = kgit.note("applying")
+    state.touch()
     kgit.git("checkout", "--quiet", "--force", "--detach", "base")
     try:
         kgit.am(kgit.TREE, patches.patch_files())
     except LabError:
         recover()
         raise
+    state.write_text(f"{patches.digest()} {kgit.git('rev-parse', 'HEAD')}\n")
     kgit.git("checkout", "--quiet", "-B", kgit.BRANCH)
-    kgit.note("applied").write_text(f"{patches.digest()} {kgit.tip()}\n")
-    kgit.note("applying").unlink()
+    state.replace(kgit.note("applied"))
 
 
 def ready():

@@ -54,6 +54,11 @@ class Track(small.Small):
             code, exported = track.track(**options)
         return code, exported, out.getvalue()
 
+    def move_on(self):
+        """Has the remote go on to the next release, with another line 13."""
+        makefile = small.MAKEFILE.replace("SUBLEVEL = 0", "SUBLEVEL = 1")
+        self.upstream("Linux 7.3.1", Makefile=makefile, main=other(13))
+
     def state(self):
         """Returns what must not change unless the series is exported."""
         heads = self.git("rev-parse", "base", kgit.BRANCH)
