@@ -41,12 +41,6 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def apt_update(*options):
-    """Brings the package lists up to date."""
-    command = ["apt-get", "-q", *options, "update"]
-    step("reading the archive's package lists", command, "apt-update")
-
-
 def development_archive():
     """Returns apt's options for unstable and experimental, of which the toolchain knows nothing."""
     targets = ["apt-get", "indextargets", "--format", "$(ORIGIN)/$(LABEL) $(REPO_URI)"]
@@ -62,14 +56,13 @@ def development_archive():
 
 
 def candidates(*options):
-    """Returns the kernel source packages that the archive has, as (name, version)."""
+    """Returns the kernel source packages that the archive has today, as (name, version)."""
+    update = ["apt-get", "-q", *options, "update"]
+    step("reading the archive's package lists", update, "apt-update")
     search = ["apt-cache", *options, "search", "--names-only", r"^linux-source-[0-9.]+$"]
-    names = output(search)
-    found = []
-    for name in sorted(line.split()[0] for line in names.splitlines()):
-        lines = output(["apt-cache", *options, "madison", name]).splitlines()
-        found += [(name, line.split("|")[1].strip()) for line in lines]
-    return list(dict.fromkeys(found))
+    names = [line.split()[0] for line in output(search).splitlines()]
+    lines = output(["apt-cache", *options, "madison", *names]).splitlines() if names else []
+    return list(dict.fromkeys(tuple(line.replace("|", " ").split()[:2]) for line in lines))
 
 
 def nearest(base, found):
@@ -107,7 +100,6 @@ def fetch():
     target = SOURCES / f"{name}_{version}.deb"
     if target.exists() and sha256(target) == base["sha256"]:
         return target, name, version
-    apt_update()
     found = candidates()
     if wanted not in found:
         name, version = nearest(base, found)
@@ -126,7 +118,6 @@ def fetch():
 def find(release):
     """Returns Debian's source package of a release, as (name, version, apt's options)."""
     for options in ((), development_archive()):
-        apt_update(*options)
         for name, version in candidates(*options):
             if version.split("-")[0] == release.replace("-rc", "~rc"):
                 return name, version, options

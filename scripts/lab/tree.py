@@ -37,14 +37,6 @@ def commit_source(package, name, version):
     return kgit.git("commit-tree", content, "-m", f"{name} {version}", date=kgit.BASE_DATE)
 
 
-def fetch_commit(remote, commit):
-    """Fetches a commit of the remote, unless it is there."""
-    if not kgit.asks("cat-file", "-e", commit):
-        words = ["git", "-C", kgit.TREE, "fetch", "--quiet", "--no-tags", "--depth=1"]
-        step(f"fetching {remote}", [*words, remote, commit], "fetch", env=kgit.environment())
-    return commit
-
-
 def make_base(force=False):
     """Makes the base a commit of the tree, anew when patches/base names another."""
     if have_base():
@@ -57,10 +49,11 @@ def make_base(force=False):
     # Conflicts that were resolved once are resolved alike the next time.
     kgit.git("config", "rerere.enabled", "true")
     pin = base.pinned()
-    if "commit" in pin:
-        commit = fetch_commit(pin["remote"], pin["commit"])
-    else:
-        commit = commit_source(*base.fetch())
+    commit = pin.get("commit") or commit_source(*base.fetch())
+    if not kgit.asks("cat-file", "-e", commit):
+        words = ["git", "-C", kgit.TREE, "fetch", "--quiet", "--no-tags", "--depth=1"]
+        words += [pin["remote"], commit]
+        step(f"fetching {pin['remote']}", words, "fetch", env=kgit.environment())
     have = kgit.git("rev-parse", f"{commit}^{{tree}}")
     if have != pin["tree"]:
         say(f"this base differs from the pinned one: its tree is {have}, not {pin['tree']}")

@@ -35,7 +35,10 @@ MAINTAINERS = (
     "Maintainers List\n================\n\nA FIRST ENTRY\nL:\tlist@kernel.org\nS:\tMaintained\n\n"
     "THE REST\nM:\tSomebody <somebody@kernel.org>\nS:\tMaintained\nF:\t*\n"
 )
-ENTRY = "KVM IN RUST\nM:\tKVM userfault series <series@kvm-userfault.invalid>\nL:\tkvm@vger.kernel.org\nS:\tMaintained\n\n"
+ENTRY = (
+    "KVM IN RUST\nM:\tKVM userfault series <series@kvm-userfault.invalid>\n"
+    "L:\tkvm@vger.kernel.org\nS:\tMaintained\n\n"
+)
 # Stand-ins for the kernel's scripts, with the one property that a test needs.
 CHECKPATCH = """\
 #!/bin/sh
