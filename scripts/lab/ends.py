@@ -6,7 +6,6 @@ import functools
 import config
 import kernel
 import kgit
-import machine
 import patches
 import run
 import steps
@@ -17,13 +16,8 @@ from overlay import overlays
 VARIANTS = ["4k-norust", "4k"]
 MACHINE = "nofwb"
 NO_TEST = ("Documentation/", "MAINTAINERS")
-
-
-def demand_paging(name, build, initrd):
-    """Has the stock test page memory in by userfault, in one guest mode; returns what is wrong."""
-    command = "/kselftest/kvm/demand_paging_test -k -m 6 -b 2M"
-    code, lines = machine.boot(name, build, initrd, command, show=False)
-    return lines[-20:] if code else []
+# The stock test that pages memory in by userfault, in one guest mode.
+STOCK = "demand_paging_test -k -m 6 -b 2M"
 
 
 def look(passed, key, commit, variant, jobs=None):
@@ -39,7 +33,7 @@ def look(passed, key, commit, variant, jobs=None):
         initrd = kernel.initrd(build, kernel.selftests(kgit.TREE, build, jobs))
         wrong = run.boot_suite(MACHINE, build, initrd)
         if config.has(build, "KVM_ARM64_USERFAULT") and not wrong:
-            wrong = demand_paging(MACHINE, build, initrd)
+            wrong = run.boot_program(MACHINE, build, initrd, STOCK)
     if not wrong:
         passed.add(key)
     return wrong

@@ -64,14 +64,6 @@ def selftests(tree, build, jobs=None, words=()):
     return installed
 
 
-def library(name):
-    """Returns the file of a shared library of the target."""
-    path = output(["aarch64-linux-gnu-gcc", f"-print-file-name={name}"]).strip()
-    if not os.path.isabs(path):
-        raise LabError(f"the cross compiler knows no {name}; install libc6-dev-arm64-cross")
-    return os.path.realpath(path)
-
-
 def busybox():
     """Returns the static busybox for the target."""
     path = shutil.which("busybox")
@@ -108,7 +100,8 @@ def initrd(build, installed, target=None):
     shutil.rmtree(root, ignore_errors=True)
     make_root(root)
     for name in LIBRARIES:
-        shutil.copy(library(name), root / "lib" / name)
+        path = output(["aarch64-linux-gnu-gcc", f"-print-file-name={name}"]).strip()
+        shutil.copy(path, root / "lib" / name)
     shutil.copytree(installed, root / "kselftest", symlinks=True)
     output(["llvm-strip", *filter(elf_machine, (root / "kselftest/kvm").iterdir())])
     archive(root, target)

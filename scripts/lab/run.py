@@ -96,32 +96,26 @@ def problems(code, lines, kunit=True):
     return wrong
 
 
-def verdict(name, build, code, lines):
-    """Returns all that is wrong with a run of the suite on a machine."""
-    wrong = problems(code, lines, config.has(build, KUNIT_OPTION))
-    return wrong + skips.unexpected(name, build.name, ktap.parse(lines))
-
-
-def boot_suite(name, build, initrd):
-    """Runs KUnit and the selftests on a machine, and returns what is wrong."""
-    code, lines = machine.boot(name, build, initrd, suite(), show=False)
-    return verdict(name, build, code, lines)
-
-
-def boot_as_user(name, build, initrd):
-    """Runs the selftests on a machine as an ordinary user, and returns what is wrong."""
-    command = AS_USER + shlex.quote(suite(USER_PROGRAMS))
-    code, lines = machine.boot(name, build, initrd, command, show=False)
+def verdict(name, build, code, lines, user=False):
+    """Returns all that is wrong with a run of the suite on a machine, maybe by an ordinary user."""
     # KUnit's results are in debugfs, which is for root.
-    wrong = problems(code, lines, kunit=False)
-    return wrong + skips.unexpected(f"{name}-user", build.name, ktap.parse(lines))
+    wrong = problems(code, lines, config.has(build, KUNIT_OPTION) and not user)
+    place = f"{name}-user" if user else name
+    return wrong + skips.unexpected(place, build.name, ktap.parse(lines))
 
 
-def boot_fuzzer(name, build, initrd):
-    """Has the fuzzer compare KVM with its model on a machine, and returns what is wrong."""
-    code, lines = machine.boot(name, build, initrd, "/kselftest/kvm/userfault_fuzz", show=False)
-    splats = [line for line in lines if SPLAT.search(line)]
-    return lines[-20:] if code else splats
+def boot_suite(name, build, initrd, user=False):
+    """Runs KUnit and the selftests on a machine, or what an ordinary user can run of them, and
+    returns what is wrong."""
+    command = AS_USER + shlex.quote(suite(USER_PROGRAMS)) if user else suite()
+    code, lines = machine.boot(name, build, initrd, command, show=False)
+    return verdict(name, build, code, lines, user)
+
+
+def boot_program(name, build, initrd, program):
+    """Runs one selftest on a machine, and returns what is wrong."""
+    code, lines = machine.boot(name, build, initrd, f"/kselftest/kvm/{program}", show=False)
+    return lines[-20:] if code else [line for line in lines if SPLAT.search(line)]
 
 
 def variant_of(args, pages):

@@ -231,9 +231,9 @@ def kernel_checks(source, jobs):
             yield name, lambda: run.boot_suite(machine, build(variant), initrd())
     machine = RUN["4k"][-1]
     name = f"an ordinary user's programs pass on {machine}"
-    yield name, lambda: run.boot_as_user(machine, build(), initrd())
+    yield name, lambda: run.boot_suite(machine, build(), initrd(), user=True)
     name = f"KVM agrees with the fuzzer's model on {machine}"
-    yield name, lambda: run.boot_fuzzer(machine, build(), initrd())
+    yield name, lambda: run.boot_program(machine, build(), initrd(), "userfault_fuzz")
     name = f"programs that were packed run on a machine as it is, {machine}"
     yield name, lambda: here.check(machine, build(), jobs)
     yield "the example VMM passes its own tests", vmm.checks
@@ -241,7 +241,7 @@ def kernel_checks(source, jobs):
         name = f"Linux is restored and migrated on demand on {machine}"
         yield name, lambda: vmm.quick(machine, build())
     name = "demand_paging_test pages in by userfault"
-    yield name, lambda: ends.demand_paging("nofwb", build(), initrd())
+    yield name, lambda: run.boot_program(ends.MACHINE, build(), initrd(), ends.STOCK)
     yield "tests notice what some mutants do", lambda: quick_mutants(jobs)
     looks = []
     find = functools.partial(ends.check_each, jobs, tested=[kgit.BRANCH])
