@@ -74,16 +74,21 @@ def say(text):
     print(f"==> {text}", file=sys.stderr, flush=True)
 
 
+def wait_for(file):
+    """Locks a file of the cache, which others may have locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"waiting for another run that uses {CACHE}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
 def lock(name):
     """Keeps other runs of the lab from changing the same part of the cache."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another run that uses {CACHE}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for(file)
         yield
 
 

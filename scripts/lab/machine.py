@@ -28,10 +28,10 @@ class Machine:
 
 
 # Memory tags are where KVM gives them to guests: not on a protected host, and not to guests with
-# EL2. When a VM ends, KVM goes through all of its address space block by block, for stage 2 and each
-# shadow of it. With the 52 bits of LPA2 this takes longest under TCG, so one machine has that, and
-# not with 16K pages, where blocks are 32M and libkvm's largest VM takes a minute and a half to end.
-# The architecture's pointer authentication is a cipher, which takes TCG most of its time.
+# EL2. When a VM ends, KVM goes through all of its address space block by block, for stage 2 and
+# each shadow of it. With the 52 bits of LPA2 this takes longest under TCG, so one machine has that,
+# and not with 16K pages, where blocks are 32M and libkvm's largest VM takes a minute and a half to
+# end. The architecture's pointer authentication is a cipher, which takes TCG most of its time.
 MAX = "max,pauth-impdef=on"
 MACHINES = {
     "vhe": Machine(MAX, ",mte=on"),

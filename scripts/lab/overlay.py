@@ -10,6 +10,7 @@ import tempfile
 
 from common import CACHE, lock, output
 
+
 def hold(folder):
     """Returns what marks a folder as in use for as long as this run lives, or nothing where another
     run uses it."""

@@ -210,9 +210,11 @@ def program():
     add("--jobs", type=int, metavar="N", help="jobs of a build")
     add("--timeout", type=int, default=1200, metavar="S", help="of a boot; default: 1200 seconds")
     add("--pack", metavar="FILE", help="with --here: only make the archive")
-    add("--full", action="store_true", help="with --here: all tests and figures, not a minute's")
+    add("--full", action="store_true", help="with --here: all tests and figures")
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--matrix", action="store_true", help="all of these, in a table")
+    one.add_argument(
+        "--matrix", action="store_true", help="all machines with all page sizes, in a table"
+    )
     one.add_argument(
         "--config-diff",
         action="store_true",

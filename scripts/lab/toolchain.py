@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 
-from common import CACHE, LAB, LabError, say, step
+from common import CACHE, LAB, LabError, say, step, wait_for
 
 ROOT = CACHE / "toolchain"
 PACKAGES = LAB / "packages"
@@ -124,8 +124,7 @@ def bring_up_to_date(file):
         need("newuidmap", "uidmap")
     if is_up_to_date():
         return
-    say(f"waiting until no other run uses {CACHE}")
-    fcntl.flock(file, fcntl.LOCK_EX)
+    wait_for(file)
     if not is_up_to_date():
         make()
     fcntl.flock(file, fcntl.LOCK_SH)

@@ -90,7 +90,7 @@ class Track(small.Small):
         code, exported, text = self.track()
         self.assertEqual((code, exported, self.state()), (1, False, before))
         for words in (
-            "CONFLICT   1 KVM: Add a file\n             CONFLICT (content): Merge conflict in virt/",
+            "CONFLICT   1 KVM: Add a file\n             CONFLICT (content): Merge conflict in ",
             "CONFLICT   2 MAINTAINERS: Add an entry\n             CONFLICT (modify/delete): MAINT",
             "ok         3 KVM: Go on",
             f"rebase --onto {track.NEW} base {kgit.BRANCH}",

@@ -54,8 +54,8 @@ class UserTree(small.Small):
         self.check(self.user, UNRELATED)
 
     def test_refused(self):
-        """A folder that is no kernel, one that is no git checkout, and one with changes that are not
-        committed are refused, and stay."""
+        """A folder that is no kernel, one that is no git checkout, and one with uncommitted changes
+        are refused, and stay."""
         (self.user / "Makefile").write_text("mine\n")
         for folder, words in (
             (self.user, "uncommitted changes: commit or stash them first"),
