@@ -51,9 +51,10 @@ def subjects(folder=None):
     return [kgit.subject(path.read_text()) for path in patch_files(folder)]
 
 
-def digest():
-    """Returns a checksum of all that patches/ holds."""
-    files = sorted(path for path in PATCHES.rglob("*") if path.is_file())
+def digest(*more):
+    """Returns a checksum of the patches, of the base they name, and of files that patterns name."""
+    files = [PATCHES / "base", *patch_files(), *variants()]
+    files += sorted(path for pattern in more for path in PATCHES.glob(pattern))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

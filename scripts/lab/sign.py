@@ -18,6 +18,8 @@ from common import CACHE, PATCHES, REPO, LabError, output
 SIGNED = CACHE / "signed"
 # Says which patches a folder is the signed copy of.
 STATE = "signed"
+# What is signed besides the patches.
+MORE = ("*.txt", "parts")
 # Those who share an address or have none cannot certify anything.
 ROLES = {"admin", "administrator", "bot", "ci", "maintainer", "maintainers", "nobody", "root"}
 NO_PERSON = re.compile(r"no-?reply|\[bot\]|[@.](invalid|localhost|localdomain|local)$|(^|@)[^.@]*$")
@@ -78,7 +80,7 @@ def sign(folder=None):
         trailer = "Signed-off-by: {} <{}>".format(*identity)
         words = ["git", "interpret-trailers", "--in-place", "--trailer", trailer]
         output([*words, *patches.patch_files(new)], env=kgit.environment())
-        (new / STATE).write_text(patches.digest())
+        (new / STATE).write_text(patches.digest(*MORE))
         remarks = checkpatch.remarks(kgit.TREE, patches.patch_files(new), signed=True)
         unsigned = [line for line in remarks if re.search(r"sign(ed)?-off", line, re.IGNORECASE)]
         if unsigned:
@@ -93,7 +95,7 @@ def latest():
     """Returns the folder of the signed series, or nothing where there is none."""
     if not SIGNED.exists():
         return None
-    if (SIGNED / STATE).read_text() != patches.digest():
+    if (SIGNED / STATE).read_text() != patches.digest(*MORE):
         raise LabError(
             f"{SIGNED} is the signed copy of other patches than patches/ holds now: run"
             " 'scripts/series sign' again, or name the folder to take with --from"
