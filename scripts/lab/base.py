@@ -12,15 +12,17 @@ from common import output, read_fields, say, step, succeeds, write_if_changed
 SOURCES = CACHE / "sources"
 
 
-def source_keys(fields):
-    """Returns the keys that name a base: a commit of the remote, or a Debian package."""
-    return ("commit",) if "commit" in fields else ("package", "version", "sha256")
+def keys(fields):
+    """Returns the keys of patches/base: where the source is from, its git tree, and where the
+    series is meant to go."""
+    source = ["commit"] if "commit" in fields else ["package", "version", "sha256"]
+    return ["release", *source, "tree", "remote", "branch"]
 
 
 def pinned():
     """Returns what patches/base says."""
     fields = read_fields(PATCHES / "base")
-    for key in ("release", *source_keys(fields), "tree", "remote", "branch"):
+    for key in keys(fields):
         if key not in fields:
             raise LabError(f"{PATCHES / 'base'} has no line '{key}:'")
     return fields
@@ -28,14 +30,8 @@ def pinned():
 
 def pin(fields, path=None):
     """Writes what describes a base, as patches/base by default."""
-    groups = {
-        "The kernel source that this series is on.": ("release", *source_keys(fields)),
-        "The git tree of that source as 'scripts/series apply' commits it.": ("tree",),
-        "Where the series is meant to go.": ("remote", "branch"),
-    }
-    lines = []
-    for comment, keys in groups.items():
-        lines += [f"# {comment}", *(f"{key}: {fields[key]}" for key in keys)]
+    lines = ["# The kernel source that this series is on, and where it is meant to go."]
+    lines += [f"{key}: {fields[key]}" for key in keys(fields)]
     write_if_changed(path or PATCHES / "base", "\n".join(lines) + "\n")
 
 
@@ -43,12 +39,6 @@ def sha256(path):
     """Returns a file's checksum."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def apt_update(*options):
-    """Brings the package lists up to date."""
-    command = ["apt-get", "-q", *options, "update"]
-    step("reading the archive's package lists", command, "apt-update")
 
 
 def development_archive():
@@ -61,23 +51,18 @@ def development_archive():
     (folder / "lists/partial").mkdir(parents=True, exist_ok=True)
     suites = [f"deb {mirrors[0]} {suite} main\n" for suite in ("unstable", "experimental")]
     write_if_changed(folder / "sources.list", "".join(suites))
-    options = {
-        "Dir::Etc::SourceList": folder / "sources.list",
-        "Dir::Etc::SourceParts": "-",
-        "Dir::State::Lists": folder / "lists",
-    }
-    return [f"-o{key}={value}" for key, value in options.items()]
+    lists = [f"-oDir::Etc::SourceList={folder}/sources.list", "-oDir::Etc::SourceParts=-"]
+    return [*lists, f"-oDir::State::Lists={folder}/lists"]
 
 
 def candidates(*options):
-    """Returns the kernel source packages that the archive has, as (name, version)."""
+    """Returns the kernel source packages that the archive has today, as (name, version)."""
+    update = ["apt-get", "-q", *options, "update"]
+    step("reading the archive's package lists", update, "apt-update")
     search = ["apt-cache", *options, "search", "--names-only", r"^linux-source-[0-9.]+$"]
-    names = output(search)
-    found = []
-    for name in sorted(line.split()[0] for line in names.splitlines()):
-        lines = output(["apt-cache", *options, "madison", name]).splitlines()
-        found += [(name, line.split("|")[1].strip()) for line in lines]
-    return list(dict.fromkeys(found))
+    names = [line.split()[0] for line in output(search).splitlines()]
+    lines = output(["apt-cache", *options, "madison", *names]).splitlines() if names else []
+    return list(dict.fromkeys(tuple(line.replace("|", " ").split()[:2]) for line in lines))
 
 
 def nearest(base, found):
@@ -93,20 +78,15 @@ def nearest(base, found):
 
 def unpack(package, destination):
     """Unpacks the kernel tree of a source package into an empty directory."""
-    scratch = destination.with_name(destination.name + ".package")
-    shutil.rmtree(scratch, ignore_errors=True)
     shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir(parents=True)
-    step("unpacking the package", ["dpkg", "-x", package, scratch], "unpack-package")
-    archives = list(scratch.glob("usr/src/linux-source-*.tar.*"))
-    if len(archives) != 1:
-        raise LabError(f"{package} holds no kernel source archive; delete it and run this again")
-    step(
-        "unpacking the kernel source",
-        ["tar", "-C", destination, "--strip-components=1", "-xf", archives[0]],
-        "unpack-source",
+    # The package holds an archive of the tree, which is not kept.
+    script = (
+        'dpkg --fsys-tarfile "$0" | tar -xO --wildcards "./usr/src/linux-source-*.tar.*" |'
+        ' tar -C "$1" --strip-components=1 -xJf -'
     )
-    shutil.rmtree(scratch)
+    command = ["bash", "-o", "pipefail", "-ec", script, package, destination]
+    step("unpacking the kernel source", command, "unpack-source")
     # Debian's own rules hide every new file from 'git status'.
     ignore = destination / ".gitignore"
     text = ignore.read_text()
@@ -116,23 +96,17 @@ def unpack(package, destination):
 def fetch():
     """Downloads the base, or the nearest there is, and returns (package file, name, version)."""
     base = pinned()
-    SOURCES.mkdir(parents=True, exist_ok=True)
-    wanted = SOURCES / f"{base['package']}_{base['version']}.deb"
-    if wanted.exists() and sha256(wanted) == base["sha256"]:
-        return wanted, base["package"], base["version"]
-
-    apt_update()
-    found = candidates()
-    name, version = base["package"], base["version"]
-    if (name, version) not in found:
-        name, version = nearest(base, found)
-        say(
-            f"{base['package']} {base['version']} has left the archive;"
-            f" taking the nearest there is, {name} {version}"
-        )
+    wanted = name, version = base["package"], base["version"]
     target = SOURCES / f"{name}_{version}.deb"
+    if target.exists() and sha256(target) == base["sha256"]:
+        return target, name, version
+    found = candidates()
+    if wanted not in found:
+        name, version = nearest(base, found)
+        say(f"{' '.join(wanted)} has left the archive; taking the nearest, {name} {version}")
+        target = SOURCES / f"{name}_{version}.deb"
     download(name, version, target)
-    if (name, version) == (base["package"], base["version"]) and sha256(target) != base["sha256"]:
+    if (name, version) == wanted and sha256(target) != base["sha256"]:
         target.unlink()
         raise LabError(
             f"{name} {version} does not have the checksum that patches/base states;"
@@ -144,11 +118,10 @@ def fetch():
 def find(release):
     """Returns Debian's source package of a release, as (name, version, apt's options)."""
     for options in ((), development_archive()):
-        apt_update(*options)
         for name, version in candidates(*options):
             if version.split("-")[0] == release.replace("-rc", "~rc"):
                 return name, version, options
-    raise LabError(f"Debian has no kernel source {release}.\nName one that it has, such as 7.3-rc7.")
+    raise LabError(f"Debian has no kernel source {release}.\nName one that it has, as 7.3-rc7.")
 
 
 def download(name, version, target, *options):

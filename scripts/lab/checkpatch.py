@@ -28,14 +28,9 @@ def unexpected(lines, signed=False):
 
 def patch_remarks(source, signed, path):
     """Runs checkpatch on a patch and returns what has no reason to stay."""
-    command = [source / "scripts/checkpatch.pl", "--strict", "--codespell", "--terse"]
-    result = subprocess.run(
-        [str(word) for word in [*command, "--no-summary", "--showfile", path]],
-        cwd=source,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["scripts/checkpatch.pl", "--strict", "--codespell", "--terse", "--no-summary"]
+    command += ["--showfile", path]
+    result = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     lines = dict.fromkeys((result.stdout + result.stderr).splitlines())
     return [f"{path.name}: {line}" for line in unexpected(lines, signed)]
 

@@ -18,10 +18,9 @@ import time
 REPO = pathlib.Path(__file__).resolve().parents[2]
 LAB = REPO / "scripts" / "lab"
 PATCHES = REPO / "patches"
+CACHES = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 CACHE = pathlib.Path(
-    os.environ.get("KVM_USERFAULT_CACHE")
-    or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    / "kvm-userfault"
+    os.path.abspath(os.environ.get("KVM_USERFAULT_CACHE") or CACHES / "kvm-userfault")
 )
 LOGS = CACHE / "log"
 
@@ -62,7 +61,10 @@ def in_words(error):
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"there is no room left in {error.filename or CACHE}.\nMake room and run this again."
     if isinstance(error, FileNotFoundError) and error.filename and "/" not in str(error.filename):
-        return missing_tool(error.filename)
+        return (
+            f"{error.filename} is missing.\nRun without --host-tools, or install the packages that"
+            " scripts/lab/packages names."
+        )
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     return f"{what}.\nSee that this is as it should be and run this again."
 
@@ -72,34 +74,29 @@ def say(text):
     print(f"==> {text}", file=sys.stderr, flush=True)
 
 
+def wait_for(file):
+    """Locks a file of the cache, which others may have locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"waiting for another run that uses {CACHE}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
 def lock(name):
     """Keeps other runs of the lab from changing the same part of the cache."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another run that uses {CACHE}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for(file)
         yield
-
-
-def tail(path, lines=20):
-    """Returns the last lines of a file."""
-    try:
-        text = pathlib.Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-lines:])
 
 
 def no_space(path):
     """Returns a hint when the file system of a path is full, else nothing."""
-    free = shutil.disk_usage(path).free
-    if free < 64 << 20:
-        return f"\nThe file system of {path} is full: make room and run this again."
-    return ""
+    if shutil.disk_usage(path).free > 64 << 20:
+        return ""
+    return f"\nThe file system of {path} is full: make room and run this again."
 
 
 @contextlib.contextmanager
@@ -121,19 +118,13 @@ def ticker(what, log):
         done.set()
 
 
-def duration(seconds):
-    """Returns a time in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def took(what, seconds=None):
     """Remembers how long a step took on this machine, or returns that in words, if it is known."""
-    path = CACHE / "times" / re.sub(r"\W+", "-", what)
+    path = CACHE / "took" / re.sub(r"\W+", "-", what)
     if seconds is not None:
-        write_if_changed(path, f"{seconds:.0f}\n")
-    text = path.read_text().strip() if path.exists() else ""
-    return f"{duration(int(text))} the last time, " if text.isdigit() else ""
+        minutes, rest = divmod(round(seconds), 60)
+        write_if_changed(path, f"{minutes} min {rest} s the last time, ")
+    return path.read_text() if path.exists() else ""
 
 
 def step(what, command, log, *, cwd=None, env=None, stdin=None):
@@ -144,8 +135,7 @@ def step(what, command, log, *, cwd=None, env=None, stdin=None):
     start = time.monotonic()
     command = [str(word) for word in command]
     with open(path, "w", encoding="utf-8") as out, ticker(what, path):
-        out.write(f"$ {shlex.join(command)}\n")
-        out.flush()
+        print("$", shlex.join(command), file=out, flush=True)
         result = subprocess.run(
             command,
             cwd=cwd,
@@ -156,7 +146,8 @@ def step(what, command, log, *, cwd=None, env=None, stdin=None):
             check=False,
         )
     if result.returncode:
-        print(tail(path), file=sys.stderr)
+        lines = path.read_text(errors="replace").splitlines()
+        print("\n".join(lines[-20:]), file=sys.stderr)
         raise LabError(
             f"the step '{what}' failed with code {result.returncode}; the end of its log is"
             f" above, all of it in {path}.{no_space(CACHE)}"
@@ -165,21 +156,13 @@ def step(what, command, log, *, cwd=None, env=None, stdin=None):
     return path
 
 
-def missing_tool(name):
-    """Returns what to say about a tool that is not there."""
-    return (
-        f"{name} is missing.\nRun without --host-tools, or install the packages that"
-        " scripts/lab/packages names."
-    )
-
-
 def output(command, **kwargs):
     """Runs a short command and returns what it printed."""
     command = [str(word) for word in command]
     result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
     if result.returncode:
         raise LabError(
-            f"'{shlex.join(command)}' failed: {(result.stderr or result.stdout).strip()}"
+            f"'{shlex.join(command)}' failed: {(result.stdout + result.stderr).strip()}"
             f"{no_space(CACHE)}"
         )
     return result.stdout

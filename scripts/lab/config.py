@@ -6,13 +6,13 @@ management and the scheduler are in; everything else has its default, which leav
 the drivers out. The fragments in config/ come on top.
 """
 
-import dataclasses
 import fnmatch
+import os
 import pathlib
 import re
 import tempfile
 
-from common import CACHE, LAB, LabError, output, step
+from common import CACHE, LAB, LabError, output, say
 
 FRAGMENTS = LAB / "config"
 # A variant is named after its granule and what is different about it, such as
@@ -40,12 +40,11 @@ def compiler(variant):
 
 def fragments(variant):
     """Returns the configuration fragments of a variant, in order."""
-    pages, *words = variant.split("-")
-    names = ["kernel"]
-    names += ["rust"] if "norust" not in words else []
+    words = variant.split("-")
+    names = ["kernel", *(["rust"] if "norust" not in words else [])]
     names += ["helper"] if not {"norust", "nohelper"} & set(words) else []
-    names += [word for word in [pages, *words] if (FRAGMENTS / f"{word}.config").exists()]
-    return [FRAGMENTS / f"{name}.config" for name in names]
+    paths = [FRAGMENTS / f"{name}.config" for name in names + words]
+    return [path for path in paths if path.exists()]
 
 
 def kind(variant):
@@ -75,36 +74,21 @@ def defaults(tree):
     return "".join(f"{line}\n" for line in kept)
 
 
+def configure(tree, build, variant, target, text, **environment):
+    """Has the tree configure a build by a target of make, and then by lines that come on top."""
+    words = ["make", "-s", "-C", tree, "ARCH=arm64", *compiler(variant), f"O={build}"]
+    output([*words, target], env=os.environ | environment)
+    with open(build / ".config", "a", encoding="ascii") as file:
+        file.write(text)
+    output([*words, "olddefconfig"])
+
+
 def write(tree, build, variant):
     """Writes .config, as far as the tree offers what the fragments ask for."""
-    # In the cache, as merge_config.sh knows no path with a space.
-    merged, start = build / "kvm-userfault.config", build / "kvm-userfault.defaults"
-    merged.write_text(text(variant))
+    say(f"configuring the {variant} kernel")
+    start = build / "kvm-userfault.defaults"
     start.write_text(defaults(tree))
-    step(
-        f"configuring the {variant} kernel",
-        [
-            "sh",
-            "-ec",
-            'KCONFIG_ALLCONFIG="$3" make -s -C "$0" ARCH=arm64 "$4" O="$1" alldefconfig;'
-            ' cd "$0"; scripts/kconfig/merge_config.sh -m -O "$1" "$1/.config" "$2";'
-            ' make -s ARCH=arm64 "$4" O="$1" olddefconfig',
-            tree,
-            build,
-            merged,
-            start,
-            *compiler(variant),
-        ],
-        f"configure-{variant}",
-    )
-
-
-def wanted(variant):
-    """Returns the lines of .config that the fragments of a variant ask for."""
-    # A later fragment overrides an earlier one.
-    lines = map(OPTION.fullmatch, text(variant).splitlines())
-    asked = {match[1]: match[0] for match in lines if match}
-    return [line for line in asked.values() if line.startswith("CONFIG")]
+    configure(tree, build, variant, "alldefconfig", text(variant), KCONFIG_ALLCONFIG=str(start))
 
 
 def bring_up_to_date(tree, build, variant):
@@ -122,8 +106,11 @@ def bring_up_to_date(tree, build, variant):
 
 def check(build, variant):
     """Fails if the tree does not offer what a variant is to have."""
-    have = set((build / ".config").read_text().splitlines())
-    missing = [line for line in wanted(variant) if line not in have]
+    lines = map(OPTION.fullmatch, text(variant).splitlines())
+    # A later fragment overrides an earlier one.
+    asked = {match[1]: match[2] for match in lines if match}
+    have = read(build / ".config")
+    missing = [name for name, value in asked.items() if value and have.get(name) != value]
     if missing:
         raise LabError(
             f"the tree does not offer what the {variant} kernel is to have: {', '.join(missing)}."
@@ -144,42 +131,29 @@ def looked_at(tree):
     return sorted({name.removeprefix("CONFIG_").removesuffix("_MODULE") for name in names})
 
 
-def reasons(variant):
-    """Returns why options differ from defconfig, as {pattern of their names: why}."""
-    found = {}
-    for names, why in re.findall(r"^# differs: ([^:]+): (.+)$", text(variant), re.MULTILINE):
-        found.update(dict.fromkeys(names.split(), why))
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """An option that is not as in defconfig, and why."""
-
-    option: str
-    defconfig: str
-    lab: str
-    why: str
-
-
 def defconfig(tree, variant):
     """Returns the options of arm64's defconfig, with the granule of a variant."""
     granule = FRAGMENTS / f"{variant.partition('-')[0]}.config"
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        script = 'make -s -C "$0" ARCH=arm64 "$2" O="$1" defconfig; cat >>"$1/.config";'
-        script += ' make -s -C "$0" ARCH=arm64 "$2" O="$1" olddefconfig'
-        command = ["sh", "-ec", script, tree, scratch, *compiler(variant)]
-        output(command, input=granule.read_text() if granule.exists() else "")
-        return read(pathlib.Path(scratch, ".config"))
+        build = pathlib.Path(scratch)
+        text = granule.read_text() if granule.exists() else ""
+        configure(tree, build, variant, "defconfig", text)
+        return read(build / ".config")
 
 
 def differences(tree, build, variant):
-    """Returns how a kernel that is configured differs from defconfig."""
-    ours, theirs, why = read(build / ".config"), defconfig(tree, variant), reasons(variant)
+    """Returns how a kernel that is configured differs from defconfig, as lists of the option, its
+    value there and here, and the reason, which may be missing."""
+    ours, theirs = read(build / ".config"), defconfig(tree, variant)
+    reasons = re.findall(r"^# differs: ([^:]+): (.+)$", text(variant), re.MULTILINE)
     found = []
     for name in looked_at(tree):
         values = [one.get(name, "n") for one in (theirs, ours)]
         if values[0] != values[1]:
-            because = (text for pattern, text in why.items() if fnmatch.fnmatch(name, pattern))
-            found.append(Difference(name, *values, next(because, "")))
+            because = (
+                why
+                for patterns, why in reasons
+                if any(fnmatch.fnmatch(name, pattern) for pattern in patterns.split())
+            )
+            found.append((name, *values, next(because, "")))
     return found

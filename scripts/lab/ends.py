@@ -6,8 +6,7 @@ import functools
 import config
 import kernel
 import kgit
-import machine
-import parts
+import patches
 import run
 import steps
 from common import output, step
@@ -17,17 +16,13 @@ from overlay import overlays
 VARIANTS = ["4k-norust", "4k"]
 MACHINE = "nofwb"
 NO_TEST = ("Documentation/", "MAINTAINERS")
+# The stock test that pages memory in by userfault, in one guest mode.
+STOCK = "demand_paging_test -k -m 6 -b 2M"
 
 
-def demand_paging(name, build, initrd):
-    """Has the stock test page memory in by userfault, in one guest mode; returns what is wrong."""
-    command = "/kselftest/kvm/demand_paging_test -k -m 6 -b 2M"
-    code, lines = machine.boot(name, build, initrd, command, show=False)
-    return lines[-20:] if code else []
-
-
-def look(commit, variant, jobs=None):
-    """Builds a commit, runs the suite that it has and returns what is wrong."""
+def look(passed, key, commit, variant, jobs=None):
+    """Builds a commit, runs the suite that it has, returns what is wrong, and remembers by a key
+    that nothing is."""
     build = kernel.kernel(kgit.TREE, variant, jobs)
     with overlays(kgit.TREE, build):
         kgit.git("checkout", "--quiet", "--force", "--detach", commit)
@@ -38,29 +33,23 @@ def look(commit, variant, jobs=None):
         initrd = kernel.initrd(build, kernel.selftests(kgit.TREE, build, jobs))
         wrong = run.boot_suite(MACHINE, build, initrd)
         if config.has(build, "KVM_ARM64_USERFAULT") and not wrong:
-            wrong = demand_paging(MACHINE, build, initrd)
-        return wrong
+            wrong = run.boot_program(MACHINE, build, initrd, STOCK)
+    if not wrong:
+        passed.add(key)
+    return wrong
 
 
 def check_each(jobs=None, tested=()):
     """Yields (part, variant, function that returns remarks) for each part's end that has not
     passed yet and is not the same as a commit that was tested."""
     passed, commits = steps.Passed(), steps.commits()
-    seen = passed.keys | {
-        passed.key(variant, commit, NO_TEST) for commit in tested for variant in VARIANTS
-    }
-
-    def look_once(commit, variant, known):
-        """Looks at a part's end and remembers that it passed."""
-        wrong = look(commit, variant, jobs)
-        if not wrong:
-            passed.add(known)
-        return wrong
-
-    for part in parts.split([subject for _, subject in commits]):
+    known = {passed.key(variant, one, NO_TEST) for one in tested for variant in VARIANTS}
+    known |= passed.keys
+    for part in patches.parts([subject for _, subject in commits]):
         commit = commits[part.last - 1][0]
         for variant in VARIANTS:
-            known = passed.key(variant, commit, NO_TEST)
-            if known not in seen:
-                seen.add(known)
-                yield part.name, variant, functools.partial(look_once, commit, variant, known)
+            key = passed.key(variant, commit, NO_TEST)
+            if key not in known:
+                known.add(key)
+                look_once = functools.partial(look, passed, key, commit, variant, jobs)
+                yield part.name, variant, look_once

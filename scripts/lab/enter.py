@@ -23,96 +23,81 @@ LAB = pathlib.Path(__file__).resolve().parent
 def options(arguments):
     """Returns the options that matter before a program runs; what comes after '--' is not ours."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--cache", nargs="?")
-    parser.add_argument("--pack", nargs="?")
-    for name in ("--delete-cache", "--host-tools", "--here"):
+    for name in ("--cache", "--pack"):
+        parser.add_argument(name, nargs="?")
+    for name in ("--delete-cache", "--host-tools", "--here", "--help", "-h"):
         parser.add_argument(name, action="store_true")
-    parser.add_argument("-h", "--help", action="store_true")
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return parser.parse_known_args(ours)[0]
 
 
 def remember_user():
     """Keeps who the user is: the host's git knows, the toolchain's does not."""
-    if not os.environ.get("KVM_USERFAULT_SUBMITTER"):
+    if not os.environ.get("KVM_USERFAULT_SUBMITTER") and shutil.which("git"):
         words = ["git", "-C", LAB, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT"]
-        try:
-            found = subprocess.run(words, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return
+        found = subprocess.run(words, capture_output=True, text=True, check=False)
         os.environ["KVM_USERFAULT_SUBMITTER"] = found.stdout.strip()
 
 
-def find_cache(asked):
-    """Finds the cache and tells the programs where it is."""
-    default = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    cache = asked.cache or os.environ.get("KVM_USERFAULT_CACHE")
-    cache = os.path.abspath(cache or os.path.join(default, "kvm-userfault"))
-    os.environ["KVM_USERFAULT_CACHE"] = cache
-    return cache
-
-
-def use_cache(cache):
-    """Makes the cache and returns a file that is locked as long as this run uses it."""
-    pathlib.Path(cache).mkdir(parents=True, exist_ok=True)
-    file = os.open(f"{cache}/.kvm-userfault-cache", os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(file, fcntl.LOCK_SH)
+def use(cache, how):
+    """Opens the file that marks a cache, and locks it for as long as this run lives."""
+    file = os.open(cache / ".kvm-userfault-cache", os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(file, how)
     os.set_inheritable(file, True)
     return file
 
 
-def delete_cache(cache, toolchain):
+def delete(cache, toolchain):
     """Deletes the cache, unless a run uses it or it is none."""
-    if not os.path.exists(cache):
+    if not cache.exists():
         return
-    mark = f"{cache}/.kvm-userfault-cache"
-    if not os.path.exists(mark):
+    if not (cache / ".kvm-userfault-cache").exists():
         raise toolchain.LabError(f"{cache} is not a cache of this lab; nothing deleted")
-    with open(mark, encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise toolchain.LabError(
-                f"another run uses {cache}; nothing deleted.\nEnd it and run this again."
-            ) from None
-        toolchain.say(f"deleting {cache}")
-        subprocess.run(toolchain.namespace("rm", "-rf", "--one-file-system", "--", cache), check=True)
+    try:
+        use(cache, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise toolchain.LabError(
+            f"another run uses {cache}; nothing deleted.\nEnd it and run this again."
+        ) from None
+    toolchain.say(f"deleting {cache}")
+    command = toolchain.namespace("rm", "-rf", "--one-file-system", "--", cache)
+    subprocess.run(command, check=True)
 
 
 def program():
     """Runs a program of the lab."""
-    arguments = sys.argv[1:]
-    asked = options(arguments)
-    cache = find_cache(asked)
-    remember_user()
-    # To see what this machine does, nothing of it is replaced.
-    host_tools = asked.host_tools or asked.help or (asked.here and not asked.pack)
-    inside = os.environ.get("KVM_USERFAULT_INSIDE") or os.environ.get("KVM_USERFAULT_HOST_TOOLS")
-    import toolchain  # Not before the cache is known.
+    # Not before the cache is known.
+    import toolchain
 
-    if re.search(r"[\s:]", cache):
+    arguments, cache = sys.argv[1:], toolchain.CACHE
+    asked = options(arguments)
+    remember_user()
+    if re.search(r"[\s:]", str(cache)):
         raise toolchain.LabError(
             f"a kernel cannot be built in '{cache}'.\nName a cache without spaces and colons."
         )
     if asked.delete_cache:
-        return delete_cache(cache, toolchain)
+        return delete(cache, toolchain)
+    # To see what this machine does, nothing of it is replaced.
+    host_tools = asked.host_tools or asked.help or asked.h or (asked.here and not asked.pack)
+    inside = os.environ.get("KVM_USERFAULT_INSIDE") or os.environ.get("KVM_USERFAULT_HOST_TOOLS")
     if host_tools or inside:
         os.execvp("python3", ["python3", "--", *arguments])
-    file = use_cache(cache)
-    toolchain.bring_up_to_date(file)
+    cache.mkdir(parents=True, exist_ok=True)
+    toolchain.bring_up_to_date(use(cache, fcntl.LOCK_SH))
     certificates = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
     for source, name in (("/etc/resolv.conf", "resolv.conf"), (certificates, "certificates.crt")):
         if os.path.exists(source):
-            shutil.copyfile(source, f"{cache}/{name}")
+            shutil.copyfile(source, cache / name)
     words = ["python3", "-B", "--", LAB / "inside.py", toolchain.ROOT, os.getcwd(), *arguments]
-    command = [str(word) for word in toolchain.namespace(*words)]
+    command = toolchain.namespace(*words)
     return os.execvp(command[0], command)
 
 
 if __name__ == "__main__":
-    # Python's own folder for compiled files is the user's.
-    sys.dont_write_bytecode = True
-    find_cache(options(sys.argv[1:]))
-    from common import main
+    if asked_for := options(sys.argv[1:]).cache:
+        os.environ["KVM_USERFAULT_CACHE"] = asked_for
+    from common import CACHE, main
 
+    os.environ["KVM_USERFAULT_CACHE"] = str(CACHE)
     main(program)

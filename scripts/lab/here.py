@@ -14,8 +14,6 @@ import machine
 import tree
 from common import CACHE, LAB, LOGS, LabError, output, say, step
 
-# The programs of the archive, beside those whose names begin as those of the series.
-PROGRAMS = ("set_memory_region_test",)
 # The parts of a report that have to be there, and a line that each of the last three has.
 PARTS = ["kernel", "command line", "mode of KVM", "CPU", "configuration"]
 RESULTS = {"tests": "# Totals:", "figures": "value=", "counts": "# bench: "}
@@ -23,24 +21,19 @@ RESULTS = {"tests": "# Totals:", "figures": "value=", "counts": "# bench: "}
 
 def fill(folder, installed):
     """Copies what is needed of the installed selftests into a folder, with what runs it."""
-    for name in ("run_kselftest.sh", "kselftest"):
-        source = installed / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    shutil.copytree(installed / "kselftest", folder / "kselftest")
+    for path in (installed / "run_kselftest.sh", LAB / "here"):
+        shutil.copy(path, folder)
     (folder / "kvm").mkdir()
-    names = [
-        path.name
-        for path in sorted((installed / "kvm").iterdir())
-        if path.name.startswith("userfault_") or path.name in PROGRAMS
-    ]
-    for name in names:
-        if kernel.elf_machine(installed / "kvm" / name) != kernel.EM_AARCH64:
-            raise LabError(f"{name} could not be built.\nSee why in {LOGS / 'selftests.log'}.")
-        shutil.copy(installed / "kvm" / name, folder / "kvm")
-        output(["llvm-strip", folder / "kvm" / name])
+    programs = [*(installed / "kvm").glob("userfault_*"), installed / "kvm/set_memory_region_test"]
+    for path in filter(pathlib.Path.exists, programs):
+        if kernel.elf_machine(path) != kernel.EM_AARCH64:
+            raise LabError(f"{path.name} could not be built.\nSee why in {LOGS / 'selftests.log'}.")
+        output(["llvm-strip", "-o", folder / "kvm" / path.name, path])
     # The benchmark is no test.
+    names = sorted(path.name for path in (folder / "kvm").iterdir())
     listed = "".join(f"kvm:{name}\n" for name in names if name != "userfault_bench")
     (folder / "kselftest-list.txt").write_text(listed)
-    shutil.copy(LAB / "here", folder)
 
 
 def pack(target, jobs=None):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 # What of the host is its operating system, which the toolchain has for itself.
-SYSTEM = {"bin", "boot", "dev", "etc", "lost+found", "proc", "run", "sbin", "sys", "tmp", "usr", "var"}
+SYSTEM = set("bin boot dev etc lost+found proc run sbin sys tmp usr var".split())
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -27,26 +27,21 @@ def own_view(toolchain, cache):
     scratch = cache / "run"
     scratch.mkdir(exist_ok=True)
     if mount("-t", "tmpfs", "tmpfs", scratch):
-        names = [scratch / name for name in ("root", "upper", "work")]
-        for path in names:
+        root, upper, work = (scratch / name for name in ("root", "upper", "work"))
+        for path in (root, upper, work):
             path.mkdir()
-        root, upper, work = names
         options = f"lowerdir={toolchain},upperdir={upper},workdir={work}"
-        if any(
-            mount("-t", "overlay", "overlay", "-o", options + more, root)
-            for more in ("", ",userxattr")
-        ):
-            return root
+        for more in ("", ",userxattr"):
+            if mount("-t", "overlay", "overlay", "-o", options + more, root):
+                return root
     print("==> no overlay here: this run shares the toolchain with others", file=sys.stderr)
     return toolchain
 
 
-def is_of_the_user(directory):
+def is_of_the_user(path):
     """Says whether a directory of the host's root is not its operating system."""
-    name = directory.name
-    return directory.is_dir() and not directory.is_symlink() and not (
-        name in SYSTEM or name.startswith("lib")
-    )  # fmt: skip
+    is_system = path.name in SYSTEM or path.name.startswith("lib")
+    return path.is_dir() and not path.is_symlink() and not is_system
 
 
 def given(words):
@@ -54,10 +49,10 @@ def given(words):
     for word in words:
         if word == "--":
             break
-        path = word.partition("=")[2] if word.startswith("--") and "=" in word else word
-        top = path.split("/")[1] if path.startswith("/") and len(path) > 1 else ""
-        if top in ("run", "sys", "tmp", "usr", "var") and os.path.isdir(path):
-            yield pathlib.Path(path)
+        path = pathlib.Path(word.partition("=")[2] if word.startswith("--") else word)
+        if path.parts[:1] == ("/",) and path.parts[1:2] and path.is_dir():
+            if path.parts[1] in ("run", "sys", "tmp", "usr", "var"):
+                yield path
 
 
 def show(root, path):
@@ -78,10 +73,8 @@ def main():
         show(root, pathlib.Path("/proc"))
     if (cache / "resolv.conf").exists():
         shutil.copyfile(cache / "resolv.conf", root / "etc/resolv.conf")
-    for path in sorted(pathlib.Path("/").iterdir()):
-        if is_of_the_user(path):
-            show(root, path)
-    for path in given([str(repo), str(cache), cwd, *words]):
+    users = filter(is_of_the_user, sorted(pathlib.Path("/").iterdir()))
+    for path in [*users, *given([str(repo), str(cache), cwd, *words])]:
         show(root, path)
     os.environ.update(KVM_USERFAULT_INSIDE="1", LC_ALL="C.UTF-8", PATH=PATH)
     os.environ.pop("TMPDIR", None)

@@ -2,11 +2,15 @@
 """Builds the arm64 kernel and the selftests of a tree."""
 
 import os
-import pathlib
 import shutil
 
 import config
 from common import CACHE, LAB, LabError, lock, output, say, step
+
+JOBS = (os.cpu_count() or 1) + 1
+EM_AARCH64 = 183
+# The C library that the tests are linked with, as the cross compiler has it.
+LIBRARIES = ["ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1"]
 
 
 def directory(tree, variant):
@@ -16,27 +20,24 @@ def directory(tree, variant):
 
 def make(tree, build, *words, jobs=None):
     """Returns a make command for a kernel build."""
-    jobs = jobs or (os.cpu_count() or 1) + 1
     words = [*config.compiler(build.name), f"O={build}", *words]
-    return ["make", "-C", tree, f"-j{jobs}", "ARCH=arm64", *words]
+    return ["make", "-C", tree, f"-j{jobs or JOBS}", "ARCH=arm64", *words]
 
 
 def begin(build):
     """Begins a build with a copy of one that is near to it; make keeps what fits."""
     near = [
-        path
+        path.parent
         for path in sorted(build.parent.glob("*/vmlinux"))
         if config.kind(path.parent.name) == config.kind(build.name)
     ]
-    if build.exists() or not near:
-        return
-    other = near[0].parent
-    say(f"beginning with a copy of the {other.name} kernel's build")
-    scratch = build.with_name(f"{build.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with lock(f"build-{other.parent.name}-{other.name}"):
-        shutil.copytree(other, scratch, symlinks=True)
-    scratch.rename(build)
+    if near and not build.exists():
+        say(f"beginning with a copy of the {near[0].name} kernel's build")
+        scratch = build.with_name(f"{build.name}.new")
+        shutil.rmtree(scratch, ignore_errors=True)
+        with lock(f"build-{build.parent.name}-{near[0].name}"):
+            shutil.copytree(near[0], scratch, symlinks=True)
+        scratch.rename(build)
 
 
 def kernel(tree, variant, jobs=None, words=("Image",)):
@@ -45,61 +46,30 @@ def kernel(tree, variant, jobs=None, words=("Image",)):
     with lock(f"build-{build.parent.name}-{variant}"):
         begin(build)
         config.bring_up_to_date(tree, build, variant)
-        what = f"building the {variant} kernel"
-        step(
-            f"{what} again" if (build / "vmlinux").exists() else f"{what} from nothing",
-            make(tree, build, *words, jobs=jobs),
-            f"kernel-{variant}",
-        )
+        how = "again" if (build / "vmlinux").exists() else "from nothing"
+        command = make(tree, build, *words, jobs=jobs)
+        step(f"building the {variant} kernel {how}", command, f"kernel-{variant}")
     return build
 
 
 def selftests(tree, build, jobs=None, words=()):
     """Builds and installs the KVM selftests, and returns where they are."""
     installed = build / "kselftest_install"
+    command = ["make", "-C", tree / "tools/testing/selftests", f"-j{jobs or JOBS}", "ARCH=arm64"]
+    command += ["CROSS_COMPILE=aarch64-linux-gnu-", "TARGETS=kvm", "FORCE_TARGETS=1"]
+    command += [f"O={build}", f"KSFT_INSTALL_PATH={installed}", *words, "install"]
     with lock(f"build-{build.parent.name}-{build.name}"):
         step("installing the kernel's headers", make(tree, build, "headers"), "headers")
-        step(
-            "building the KVM selftests",
-            [
-                "make",
-                "-C",
-                tree / "tools/testing/selftests",
-                f"-j{jobs or (os.cpu_count() or 1) + 1}",
-                "ARCH=arm64",
-                "CROSS_COMPILE=aarch64-linux-gnu-",
-                "TARGETS=kvm",
-                "FORCE_TARGETS=1",
-                f"O={build}",
-                f"KSFT_INSTALL_PATH={installed}",
-                *words,
-                "install",
-            ],
-            "selftests",
-        )
+        step("building the KVM selftests", command, "selftests")
     return installed
-
-
-EM_AARCH64 = 183
-
-# The C library that the tests are linked with, as the cross compiler has it.
-LIBRARIES = ["ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1"]
-
-
-def library(name):
-    """Returns the file of a shared library of the target."""
-    path = output(["aarch64-linux-gnu-gcc", f"-print-file-name={name}"]).strip()
-    if not os.path.isabs(path):
-        raise LabError(f"the cross compiler knows no {name}; install libc6-dev-arm64-cross")
-    return pathlib.Path(path).resolve()
 
 
 def busybox():
     """Returns the static busybox for the target."""
-    for path in ("/bin/busybox", "/usr/bin/busybox"):
-        if os.path.exists(path) and elf_machine(path) == EM_AARCH64:
-            return path
-    raise LabError("there is no busybox for arm64; install busybox-static:arm64")
+    path = shutil.which("busybox")
+    if not path or elf_machine(path) != EM_AARCH64:
+        raise LabError("there is no busybox for arm64; install busybox-static:arm64")
+    return path
 
 
 def make_root(root):
@@ -130,7 +100,8 @@ def initrd(build, installed, target=None):
     shutil.rmtree(root, ignore_errors=True)
     make_root(root)
     for name in LIBRARIES:
-        shutil.copy(library(name), root / "lib" / name)
+        path = output(["aarch64-linux-gnu-gcc", f"-print-file-name={name}"]).strip()
+        shutil.copy(path, root / "lib" / name)
     shutil.copytree(installed, root / "kselftest", symlinks=True)
     output(["llvm-strip", *filter(elf_machine, (root / "kselftest/kvm").iterdir())])
     archive(root, target)

@@ -3,7 +3,7 @@
 
 import os
 import re
-import subprocess
+import tempfile
 
 from common import CACHE, LAB, LabError, output, succeeds
 
@@ -14,21 +14,18 @@ BASE_DATE = "2026-01-01T00:00:00Z"
 ROLE = ("KVM userfault series", "series@kvm-userfault.invalid")
 
 
-def environment(date=None, identity=ROLE, author=None, index=None, config=None):
+def environment(date=None, identity=ROLE, author=None, index=None):
     """Returns variables under which git does the same for every user."""
-    author, config = author or identity, config or {}
+    author = author or identity
     env = {
         **os.environ,
         "GIT_CONFIG_GLOBAL": str(LAB / "gitconfig"),
         "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_COUNT": str(len(config)),
         "GIT_COMMITTER_NAME": identity[0],
         "GIT_COMMITTER_EMAIL": identity[1],
         "GIT_AUTHOR_NAME": author[0],
         "GIT_AUTHOR_EMAIL": author[1],
     }
-    for number, (key, value) in enumerate(config.items()):
-        env[f"GIT_CONFIG_KEY_{number}"], env[f"GIT_CONFIG_VALUE_{number}"] = key, value
     if index:
         env["GIT_INDEX_FILE"] = str(index)
     if date:
@@ -41,22 +38,25 @@ def git(*words, tree=None, **context):
     return output(["git", "-C", tree or TREE, *words], env=environment(**context)).rstrip("\n")
 
 
+def asks(*words, tree=None):
+    """Says whether a git command succeeds in a tree."""
+    return succeeds(["git", "-C", tree or TREE, *words], env=environment())
+
+
 def is_ancestor(one, other):
     """Says whether a commit has another as its descendant."""
-    words = ["merge-base", "--is-ancestor", one, other]
-    return succeeds(["git", "-C", TREE, *words], env=environment())
+    return asks("merge-base", "--is-ancestor", one, other)
 
 
 def tip(branch=BRANCH):
     """Returns the commit of a branch, or nothing."""
-    result = subprocess.run(
-        ["git", "-C", str(TREE), "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-    )
-    return result.stdout.strip()
+    ref = f"refs/heads/{branch}"
+    return git("rev-parse", ref) if asks("rev-parse", "--verify", ref) else ""
+
+
+def note(name):
+    """Returns the file in the tree's git directory by which the lab remembers something."""
+    return TREE / ".git" / f"kvm-userfault-{name}"
 
 
 def subject(mail):
@@ -66,25 +66,28 @@ def subject(mail):
     return re.sub(r"\n ", " ", match[1]) if match else ""
 
 
-def am(tree, files, *options, identity=ROLE):
+def am(tree, files, *options):
     """Applies patches with git am and commits that have the same ids everywhere."""
-    command = ["git", "-C", tree, "am", "--quiet", "--committer-date-is-author-date", *options]
-    result = subprocess.run(
-        [str(word) for word in [*command, *files]],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(identity=identity),
-    )
-    if result.returncode:
-        lines = (result.stdout + result.stderr).splitlines()
-        said = [line for line in lines if not line.startswith("hint:")][-8:]
-        failed = git("am", "--show-current-patch=raw", tree=tree)
+    words = ["am", "--quiet", "--committer-date-is-author-date", *options, *files]
+    try:
+        git(*words, tree=tree)
+    except LabError as error:
+        failed = subject(git("am", "--show-current-patch=raw", tree=tree))
         git("am", "--abort", tree=tree)
+        said = str(error).partition("' failed: ")[2]
         raise LabError(
-            "\n".join([f"the patch '{subject(failed) or '?'}' does not apply to {tree}:", *said])
-            + "\nThe tree is as it was before."
-        )
+            f"the patch '{failed}' does not apply to {tree}:\n{said}\nThe tree is as it was before."
+        ) from None
+
+
+def apply(files, onto, *options):
+    """Returns the git tree that patches make of a commit, without a work tree."""
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        index = f"{scratch}/index"
+        git("read-tree", onto, index=index)
+        for path in files:
+            git("apply", "--cached", *options, path, index=index)
+        return git("write-tree", index=index)
 
 
 def abort_am(tree):

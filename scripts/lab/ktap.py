@@ -15,40 +15,14 @@ RESULT = re.compile(r"(not )?ok \d+(?: -)? (?:selftests: \S+: )?(.*?)(?: # (.*))
 
 @dataclasses.dataclass
 class Result:
-    """How a case ended, or a program with its cases; a KUnit suite counts as a program."""
+    """How a case ended, or a program with its cases; a KUnit suite counts as a program. One whose
+    end has not been read has failed."""
 
     name: str
-    verdict: str
-    reason: str = ""
+    verdict: str = FAIL
+    reason: str = "did not end"
     cases: list = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass
-class Running:
-    """A program of which the end has not been read yet."""
-
-    name: str = ""
-    planned: int | None = None
-    reason: str = ""
-    cases: list = dataclasses.field(default_factory=list)
-
-    def read(self, text):
-        """Takes in a line that the program printed."""
-        plan, case = PLAN.fullmatch(text), result(text)
-        if plan:
-            self.planned, self.reason = int(plan[1]), plan[2] or ""
-        elif case:
-            self.cases.append(case)
-
-    def ended(self, end):
-        """Returns the program's result, given the line by which the runner ends it."""
-        if end.verdict == SKIP:
-            end.reason = end.reason or self.reason
-        elif end.verdict == PASS and self.planned not in (None, len(self.cases)):
-            end.verdict = FAIL
-            end.reason = f"{len(self.cases)} of {self.planned} cases on the console"
-        end.cases = self.cases
-        return end
+    plan: tuple | None = None
 
 
 def result(text):
@@ -61,34 +35,44 @@ def result(text):
         return Result(name, FAIL, directive)
     if directive.startswith("SKIP"):
         return Result(name, SKIP, directive.removeprefix("SKIP").strip())
-    return Result(name, PASS)
+    return Result(name, PASS, "")
+
+
+def ended(running, end):
+    """Returns the result of a program that ran, given the line by which its runner ends it."""
+    planned, why = running.plan or (len(running.cases), "")
+    if end.verdict == SKIP:
+        end.reason = end.reason or why
+    elif end.verdict == PASS and planned != len(running.cases):
+        end.verdict = FAIL
+        end.reason = f"{len(running.cases)} of {planned} cases on the console"
+    end.cases = running.cases
+    return end
 
 
 def parse(lines):
-    """Returns the programs of a console in order; one that has no end has failed."""
-    programs, running = [], Running()
+    """Returns the programs of a console in order."""
+    programs, running = [], Result("")
     for line in lines:
         nested = NESTED.fullmatch(line)
-        start = nested and START.fullmatch(nested[1])
-        if start:
-            programs += unfinished(running)
-            running = Running(start[1])
-        elif nested:
-            running.read(nested[1])
-        elif end := result(line):
-            programs.append(running.ended(end))
-            running = Running()
-    return programs + unfinished(running)
+        text = nested[1] if nested else line
+        plan, told = PLAN.fullmatch(text), result(text)
+        if nested and (start := START.fullmatch(text)):
+            running = Result(start[1])
+            programs.append(running)
+        elif nested and plan:
+            running.plan = int(plan[1]), plan[2] or ""
+        elif nested and told:
+            running.cases.append(told)
+        elif told:
+            programs = [one for one in programs if one is not running] + [ended(running, told)]
+            running = Result("")
+    return programs
 
 
 def planned(lines):
     """Returns how many programs the reports of a console announce."""
     return sum(int(plan[1]) for plan in map(PLAN.fullmatch, lines) if plan)
-
-
-def unfinished(running):
-    """Returns the program that runs, if any, as one that has failed: its end is missing."""
-    return [Result(running.name, FAIL, "did not end", running.cases)] if running.name else []
 
 
 def failures(programs):

@@ -3,13 +3,13 @@
 
 import contextlib
 import dataclasses
-import os
 import pathlib
+import queue
 import re
-import selectors
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import kernel
@@ -28,10 +28,10 @@ class Machine:
 
 
 # Memory tags are where KVM gives them to guests: not on a protected host, and not to guests with
-# EL2. When a VM ends, KVM goes through all of its address space block by block, for stage 2 and each
-# shadow of it. With the 52 bits of LPA2 this takes longest under TCG, so one machine has that, and
-# not with 16K pages, where blocks are 32M and libkvm's largest VM takes a minute and a half to end.
-# The architecture's pointer authentication is a cipher, which takes TCG most of its time.
+# EL2. When a VM ends, KVM goes through all of its address space block by block, for stage 2 and
+# each shadow of it. With the 52 bits of LPA2 this takes longest under TCG, so one machine has that,
+# and not with 16K pages, where blocks are 32M and libkvm's largest VM takes a minute and a half to
+# end. The architecture's pointer authentication is a cipher, which takes TCG most of its time.
 MAX = "max,pauth-impdef=on"
 MACHINES = {
     "vhe": Machine(MAX, ",mte=on"),
@@ -66,12 +66,9 @@ class Unfinished(LabError):
 
 def command_archive(directory, command, shell):
     """Packs what the machine is to run, to be loaded after the initial RAM file system."""
-    root = pathlib.Path(directory) / "root"
+    root, target = (pathlib.Path(directory) / name for name in ("root", "command.cpio.gz"))
     root.mkdir()
-    (root / "command").write_text(command + "\n")
-    if shell:
-        (root / "shell").touch()
-    target = pathlib.Path(directory) / "command.cpio.gz"
+    (root / ("shell" if shell else "command")).write_text(command + "\n")
     kernel.archive(root, target)
     return target
 
@@ -102,7 +99,9 @@ class Limits:
     stop: str = r"(?!)"
 
 
-def boot(name, build, initrd, command, *, shell=False, timeout=600, limits=None, show=True, extra=""):
+def boot(
+    name, build, initrd, command, *, shell=False, timeout=600, limits=None, show=True, extra=""
+):
     """Boots a machine, runs a command on it and returns (exit code, lines of its console)."""
     say(f"booting the {name} machine ({build.name} kernel)")
     with tempfile.TemporaryDirectory() as directory:
@@ -126,21 +125,16 @@ def watch(words, log, limits, show):
     path = LOGS / f"{log}.log"
     shown = contextlib.nullcontext() if show else ticker("running", path)
     lines, code, why = [], None, "stopped before its command ended"
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with (
         open(path, "w", buffering=1, encoding="utf-8") as out,
-        subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process,
+        subprocess.Popen(words, **options) as process,
         shown,
     ):
         try:
             for line in console(process, limits):
                 out.write(line + "\n")
-                match = re.match(r"lab: ended with (\d+)", line)
-                if match:
+                if match := re.match(r"lab: ended with (\d+)", line):
                     code = int(match[1])
                     continue
                 lines.append(line)
@@ -162,23 +156,24 @@ def watch(words, log, limits, show):
 
 def console(process, limits):
     """Yields the lines of a machine's console until it ends, or a limit is reached."""
-    rest, now = b"", time.monotonic()
-    end, heard = now + limits.timeout, now
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            if not selector.select(timeout=1):
-                if time.monotonic() >= heard + limits.silence:
-                    raise TimeoutError(f"said nothing for {limits.silence} seconds")
-            else:
-                heard = time.monotonic()
-                chunk = os.read(process.stdout.fileno(), 65536)
-                if not chunk:
-                    break
-                *complete, rest = (rest + chunk).split(b"\n")
-                for line in complete:
-                    yield line.decode(errors="replace").rstrip("\r")
-            if time.monotonic() >= end:
-                raise TimeoutError(f"did not finish in {limits.timeout} seconds")
-    if rest:
-        yield rest.decode(errors="replace").rstrip("\r")
+    said = queue.SimpleQueue()
+
+    def read():
+        """Reads the console."""
+        for line in process.stdout:
+            said.put(line)
+        said.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    end = time.monotonic() + limits.timeout
+    while (left := end - time.monotonic()) > 0:
+        try:
+            line = said.get(timeout=min(left, limits.silence))
+        except queue.Empty:
+            if limits.silence < left:
+                raise TimeoutError(f"said nothing for {limits.silence} seconds") from None
+            continue
+        if line is None:
+            return
+        yield line.decode(errors="replace").rstrip("\r\n")
+    raise TimeoutError(f"did not finish in {limits.timeout} seconds")

@@ -71,24 +71,18 @@ def listed(title, pairs):
     return ["", f"{title}:", "", *lines] if lines else []
 
 
-def never_run(runs):
-    """Returns the tests that each run has skipped, alone or with their whole program."""
-    tests = [test for run in runs for test in run.tests()]
-    ran = {name for name, result in tests if result.verdict != SKIP}
-    with_cases = {name.split()[0] for name, _ in tests if " " in name}
-    return sorted({name for name, _ in tests} - ran - with_cases)
-
-
 def report(runs, whole):
     """Returns the lines to show, and whether all is well.
 
     A test that nothing runs is an error, but only the whole matrix can tell.
     """
-    never = never_run(runs)
+    tests = [(name, result, run.place) for run in runs for name, result in run.tests()]
+    ran = {name for name, result, _ in tests if result.verdict != SKIP}
+    with_cases = {name.split()[0] for name, *_ in tests if " " in name}
+    never = sorted({name for name, *_ in tests} - ran - with_cases)
     skipped = [
-        (f"{name}: {result.reason or 'no reason given'}", run.place)
-        for run in runs
-        for name, result in run.tests()
+        (f"{name}: {result.reason or 'no reason given'}", place)
+        for name, result, place in tests
         if result.verdict == SKIP
     ]
     lines = table(runs)
@@ -97,10 +91,8 @@ def report(runs, whole):
     if never:
         who = "every machine, which is an error" if whole else "every machine that was asked"
         lines += ["", f"Skipped by {who}:", "", *(f"- {test}" for test in never)]
-    verdicts = collections.Counter(result.verdict for run in runs for _, result in run.tests())
-    lines += [
-        "",
-        f"{len(runs)} runs, {sum(not run.wrong for run in runs)} without a failure;"
-        f" {verdicts[PASS]} tests passed, {verdicts[SKIP]} skipped, {verdicts[FAIL]} failed",
-    ]
-    return lines, not any(run.wrong for run in runs) and not (whole and never)
+    verdicts = collections.Counter(result.verdict for _, result, _ in tests)
+    good = sum(not run.wrong for run in runs)
+    counts = f"{verdicts[PASS]} tests passed, {verdicts[SKIP]} skipped, {verdicts[FAIL]} failed"
+    lines += ["", f"{len(runs)} runs, {good} without a failure; {counts}"]
+    return lines, good == len(runs) and not (whole and never)

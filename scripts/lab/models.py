@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Verifies the model of userfault with spin, over its full state space, and that it fails where
-it is broken in one of the ways that it knows: an assertion that cannot fail says nothing.
+it is broken: an assertion that cannot fail says nothing.
 
 To see how a broken model fails, in models/:
 

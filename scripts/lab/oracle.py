@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Compares the core of the helper in Rust with an oracle, on the host, in seconds.
 
-The core is what the helper decides with: all of its modules but the root, where
-it meets C. They are compiled from the kernel tree as they are, against a stand-in
-for what they use of the kernel crate. Each case has
-a seed of its own; that of a failure is shown and can be given again.
+The core is what the helper decides with: all of its modules but the root, where it meets C. They
+are compiled from the kernel tree as they are, against a stand-in for what they use of the kernel
+crate. Each case has a seed of its own; that of a failure is shown and can be given again.
 """
 
 import argparse
@@ -63,24 +62,20 @@ def coverage(directory, seed):
     report = json.loads(output(["llvm-cov", "export", program, f"--instr-profile={profile}"]))
 
     lines, missed = 0, []
-    names = {path.name for path in core_files(directory / "userfault")}
-    for file in report["data"][0]["files"]:
-        path = pathlib.Path(file["filename"])
-        if path.parent.name != "userfault":
+    files = {pathlib.Path(file["filename"]).name: file for file in report["data"][0]["files"]}
+    for path in sorted((directory / "userfault").glob("*.rs")):
+        if path.name == "userfault.rs":
             continue
-        names.remove(path.name)
-        lines += file["summary"]["lines"]["count"]
+        if path.name not in files:
+            missed.append(f"userfault/{path.name} is not compared")
+            continue
+        lines += files[path.name]["summary"]["lines"]["count"]
         text = path.read_text().splitlines()
-        for line, column, count, is_counted, is_entry, is_gap in file["segments"]:
+        for line, column, count, is_counted, is_entry, is_gap in files[path.name]["segments"]:
             if is_counted and is_entry and not is_gap and not count:
                 if not any(words in text[line - 1] for words in UNREACHABLE):
                     missed.append(f"userfault/{path.name}:{line}:{column} never ran")
-    return lines, missed + [f"userfault/{name} is not compared" for name in sorted(names)]
-
-
-def core_files(directory):
-    """Returns the modules of the helper: all but the root, where it meets C."""
-    return [path for path in directory.glob("*.rs") if path.name != "userfault.rs"]
+    return lines, missed
 
 
 def compare(source, cases=CASES, seed=None):

@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The patches of the series as files, and their cover letters."""
+"""The patches of the series as files, their cover letters, and the parts that they are in.
 
+patches/parts has a line for each part, which can be sent and taken by itself, in order: its name
+and the subject of its first patch. patches/cover-NAME.txt is its cover letter.
+"""
+
+import dataclasses
 import hashlib
 import pathlib
 import re
 
 import kgit
-from common import PATCHES, LabError
+from common import PATCHES, LabError, read_fields
 
-FORMAT = [
-    "--no-signature",
-    "--zero-commit",
-    "--abbrev=12",
-    "--diff-algorithm=histogram",
-    "--no-renames",
-    "--rfc",
-    "--cover-letter",
-    "--cover-from-description=subject",
-    "--quiet",
-]
+FORMAT = (
+    "--no-signature --zero-commit --abbrev=12 --diff-algorithm=histogram --no-renames --rfc"
+    " --cover-letter --cover-from-description=subject --quiet"
+)
 
 
 def patch_files(folder=None):
@@ -29,12 +27,6 @@ def patch_files(folder=None):
 def variants():
     """Returns patches in another form, which the base that their folder is named after needs."""
     return sorted(PATCHES.glob("*/[0-9][0-9][0-9][0-9]-*.patch"))
-
-
-def series_for(folder):
-    """Returns the patches, those of which a folder has a variant in that form."""
-    names = {path.name: path for path in variants() if path.parent == folder}
-    return [names.get(path.name, path) for path in patch_files()]
 
 
 def cover_file(folder=None):
@@ -59,12 +51,11 @@ def subjects(folder=None):
     return [kgit.subject(path.read_text()) for path in patch_files(folder)]
 
 
-def digest():
-    """Returns a checksum of the patches and of the base they name."""
-    state = hashlib.sha256()
-    for path in [PATCHES / "base", *patch_files(), *variants()]:
-        state.update(path.read_bytes())
-    return state.hexdigest()
+def digest(*more):
+    """Returns a checksum of the patches, of the base they name, and of files that patterns name."""
+    files = [PATCHES / "base", *patch_files(), *variants()]
+    files += sorted(path for pattern in more for path in PATCHES.glob(pattern))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def message(patch):
@@ -74,17 +65,58 @@ def message(patch):
 
 def touched_files():
     """Returns the files that the patches touch."""
-    names = set()
-    for path in patch_files():
-        names.update(re.findall(r"^diff --git a/(\S+) b/", path.read_text(), re.MULTILINE))
-    return sorted(names)
+    text = "".join(path.read_text() for path in patch_files())
+    return sorted(set(re.findall(r"^diff --git a/(\S+) b/", text, re.MULTILINE)))
 
 
-def format_patches(directory, tree=None, identity=kgit.ROLE):
-    """Writes the branch of a tree as patches into a directory."""
-    date = kgit.git("log", "-1", "--format=%aI", kgit.BRANCH, tree=tree)
-    kgit.git("config", f"branch.{kgit.BRANCH}.description", cover_text(cover_file()), tree=tree)
-    words = [*FORMAT, "--output-directory", directory, f"base..{kgit.BRANCH}"]
-    kgit.git("format-patch", *words, tree=tree, date=date, identity=identity)
+def format_patches(directory):
+    """Writes the branch as patches into a directory."""
+    date = kgit.git("log", "-1", "--format=%aI", kgit.BRANCH)
+    kgit.git("config", f"branch.{kgit.BRANCH}.description", cover_text(cover_file()))
+    words = [*FORMAT.split(), "--output-directory", directory, f"base..{kgit.BRANCH}"]
+    kgit.git("format-patch", *words, date=date)
     cover = pathlib.Path(directory) / "0000-cover-letter.patch"
     cover.rename(cover.with_name(cover_file().name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part: the patches [first, last) of the series."""
+
+    name: str
+    first: int
+    last: int
+
+    def cover(self, folder=None):
+        """Returns the file of its cover letter."""
+        return (folder or PATCHES) / f"cover-{self.name}.txt"
+
+
+def parts(found, folder=None):
+    """Returns the parts of the series whose patches have these subjects."""
+    file = (folder or PATCHES) / "parts"
+    starts = read_fields(file)
+    for name, subject in starts.items():
+        if found.count(subject) != 1:
+            raise LabError(
+                f"{file}: part '{name}' begins with '{subject}', which is the subject of"
+                f" {found.count(subject)} patches"
+            )
+    places = [found.index(subject) for subject in starts.values()]
+    if places != sorted(places) or places[:1] != [0]:
+        raise LabError(
+            f"{file}: parts are not in the order of their patches, or the first does not begin"
+            f" with the first patch, '{found[0]}'"
+        )
+    return [Part(*one) for one in zip(starts, places, [*places[1:], len(found)])]
+
+
+def wrong_parts():
+    """Returns what is wrong between parts, patches and cover letters, as sentences."""
+    try:
+        needed = {part.cover() for part in parts(subjects())}
+    except LabError as error:
+        return [str(error)]
+    have = set(PATCHES.glob("cover-*.txt"))
+    wrong = [f"{path.name} is missing: a part needs it" for path in sorted(needed - have)]
+    return wrong + [f"{path.name} is the cover letter of no part" for path in sorted(have - needed)]

@@ -46,7 +46,7 @@ USER_PROGRAMS = "userfault_(dirty_log|exits|guest_memfd|interface|kvm_access|mem
 LEAKS = "/sys/kernel/debug/kmemleak"
 
 
-def suite(seconds=300, names="userfault_.*|rust_guest|set_memory_region_test"):
+def suite(names="userfault_.*|rust_guest|set_memory_region_test"):
     """Returns the command that shows KUnit's results and runs the selftests of the series.
 
     A program may take some time; kselftest's own limit is for machines that are not emulated.
@@ -54,20 +54,16 @@ def suite(seconds=300, names="userfault_.*|rust_guest|set_memory_region_test"):
     tests = f"$(sed -nE 's/^kvm:({names})$/-t &/p' kselftest-list.txt)"
     return (
         f"cat {KUNIT_RESULTS} 2>/dev/null;"
-        f" cd /kselftest && ./run_kselftest.sh --override-timeout {seconds} {tests}; code=$?;"
+        f" cd /kselftest && ./run_kselftest.sh --override-timeout 300 {tests}; code=$?;"
         f" if [ -e {LEAKS} ]; then sleep 6; echo scan >{LEAKS}; cat {LEAKS}; fi; exit $code"
     )
 
 
-def as_user(command):
-    """Returns the command that runs another as nobody, who may use KVM and the console."""
-    return (
-        "mkdir -p /etc; echo nobody:x:65534:65534:nobody:/tmp:/bin/sh >/etc/passwd;"
-        " chmod 666 /dev/kvm /dev/stdout; chmod -R a+rX /kselftest;"
-        f" su nobody -c {shlex.quote(command)}"
-    )
-
-
+# Runs what follows as nobody, who may use KVM and the console.
+AS_USER = (
+    "mkdir -p /etc; echo nobody:x:65534:65534:nobody:/tmp:/bin/sh >/etc/passwd;"
+    " chmod 666 /dev/kvm /dev/stdout; chmod -R a+rX /kselftest; su nobody -c "
+)
 # What the kernel prints when it finds something wrong with itself.
 SPLAT = re.compile(
     r"BUG:|WARNING:|INFO: task|Kernel panic|Oops|KASAN|UBSAN|possible recursive locking"
@@ -100,32 +96,26 @@ def problems(code, lines, kunit=True):
     return wrong
 
 
-def verdict(name, build, code, lines):
-    """Returns all that is wrong with a run of the suite on a machine."""
-    wrong = problems(code, lines, config.has(build, KUNIT_OPTION))
-    return wrong + skips.unexpected(name, build.name, ktap.parse(lines))
-
-
-def boot_suite(name, build, initrd):
-    """Runs KUnit and the selftests on a machine, and returns what is wrong."""
-    code, lines = machine.boot(name, build, initrd, suite(), show=False)
-    return verdict(name, build, code, lines)
-
-
-def boot_as_user(name, build, initrd):
-    """Runs the selftests on a machine as an ordinary user, and returns what is wrong."""
-    command = as_user(suite(names=USER_PROGRAMS))
-    code, lines = machine.boot(name, build, initrd, command, show=False)
+def verdict(name, build, code, lines, user=False):
+    """Returns all that is wrong with a run of the suite on a machine, maybe by an ordinary user."""
     # KUnit's results are in debugfs, which is for root.
-    wrong = problems(code, lines, kunit=False)
-    return wrong + skips.unexpected(f"{name}-user", build.name, ktap.parse(lines))
+    wrong = problems(code, lines, config.has(build, KUNIT_OPTION) and not user)
+    place = f"{name}-user" if user else name
+    return wrong + skips.unexpected(place, build.name, ktap.parse(lines))
 
 
-def boot_fuzzer(name, build, initrd):
-    """Has the fuzzer compare KVM with its model on a machine, and returns what is wrong."""
-    code, lines = machine.boot(name, build, initrd, "/kselftest/kvm/userfault_fuzz", show=False)
-    splats = [line for line in lines if SPLAT.search(line)]
-    return lines[-20:] if code else splats
+def boot_suite(name, build, initrd, user=False):
+    """Runs KUnit and the selftests on a machine, or what an ordinary user can run of them, and
+    returns what is wrong."""
+    command = AS_USER + shlex.quote(suite(USER_PROGRAMS)) if user else suite()
+    code, lines = machine.boot(name, build, initrd, command, show=False)
+    return verdict(name, build, code, lines, user)
+
+
+def boot_program(name, build, initrd, program):
+    """Runs one selftest on a machine, and returns what is wrong."""
+    code, lines = machine.boot(name, build, initrd, f"/kselftest/kvm/{program}", show=False)
+    return lines[-20:] if code else [line for line in lines if SPLAT.search(line)]
 
 
 def variant_of(args, pages):
@@ -145,10 +135,9 @@ def show_differences(args, source):
     build = kernel.directory(source, variant)
     config.bring_up_to_date(source, build, variant)
     found = config.differences(source, build, variant)
-    for one in found:
-        why = one.why or "NO REASON in scripts/lab/config"
-        print(f"{one.option:36} {one.defconfig:>6} -> {one.lab:6} {why}")
-    return 0 if all(one.why for one in found) else 1
+    for option, theirs, ours, why in found:
+        print(f"{option:36} {theirs:>6} -> {ours:6} {why or 'NO REASON in scripts/lab/config'}")
+    return 0 if all(why for *_, why in found) else 1
 
 
 def run_suite(args, name, pages, build, initrd):
@@ -180,6 +169,30 @@ def run_matrix(args, source):
     return 0 if good else 1
 
 
+def run_vmm(args, source):
+    """Runs a trial of the example VMM."""
+    pages = args.pages or "4k"
+    build = kernel.kernel(source, variant_of(args, pages), args.jobs)
+    # A guest that is a debug kernel as well would not boot in ten minutes.
+    guest_build = kernel.kernel(source, pages, args.jobs) if args.debug else build
+    name = args.machine or "vhe"
+    return vmm.trial(args.vmm, name, build, guest_build, args.command, args.timeout)
+
+
+def run_one(args, source):
+    """Runs the suite, a command or a prompt on a machine."""
+    build, initrd = build_variant(args, source, args.pages or "4k")
+    command = shlex.join(args.command) or suite()
+    name, options = args.machine or "vhe", {"shell": args.shell, "timeout": args.timeout}
+    code, lines = machine.boot(name, build, initrd, command, **options)
+    if args.command or args.shell:
+        return code
+    wrong = verdict(name, build, code, lines)
+    for text in wrong:
+        say(f"failed: {text}")
+    return 1 if wrong else 0
+
+
 def program():
     """Runs the machine that was asked for, or all."""
     parser = argparse.ArgumentParser(
@@ -188,42 +201,36 @@ def program():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_options(parser)
-    parser.add_argument("--machine", choices=machine.MACHINES, help="default: vhe, or all")
-    parser.add_argument("--pages", choices=machine.PAGES, help="default: 4k, or all")
-    parser.add_argument("--matrix", action="store_true", help="all of these, in a table")
-    parser.add_argument(
-        "--debug", action="store_true", help="a kernel with lockdep, KASAN, kmemleak and UBSAN"
+    add = parser.add_argument
+    add("--machine", choices=machine.MACHINES, help="default: vhe, or all")
+    add("--pages", choices=machine.PAGES, help="default: 4k, or all")
+    add("--debug", action="store_true", help="a kernel with lockdep, KASAN, kmemleak and UBSAN")
+    add("--without", choices=config.WITHOUT, help="a kernel without RUST, or without the helper")
+    add("--tree", metavar="DIR", help="a kernel checkout to use as the base")
+    add("--jobs", type=int, metavar="N", help="jobs of a build")
+    add("--timeout", type=int, default=1200, metavar="S", help="of a boot; default: 1200 seconds")
+    add("--pack", metavar="FILE", help="with --here: only make the archive")
+    add("--full", action="store_true", help="with --here: all tests and figures")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument(
+        "--matrix", action="store_true", help="all machines with all page sizes, in a table"
     )
-    parser.add_argument(
-        "--without", choices=config.WITHOUT, help="a kernel without RUST, or without the helper"
-    )
-    parser.add_argument(
+    one.add_argument(
         "--config-diff",
         action="store_true",
         help="show how the kernel's configuration differs from arm64's defconfig, and why",
     )
-    parser.add_argument("--tree", metavar="DIR", help="a kernel checkout to use as the base")
-    parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
-    parser.add_argument("--shell", action="store_true", help="give a prompt on the machine")
-    parser.add_argument(
-        "--timeout", type=int, default=1200, metavar="S", help="seconds for a boot; default: 1200"
-    )
-    parser.add_argument(
+    one.add_argument("--shell", action="store_true", help="give a prompt on the machine")
+    one.add_argument(
         "--vmm", choices=vmm.TRIALS, help="restore or migrate a Linux guest by the example VMM"
     )
-    parser.add_argument(
+    one.add_argument(
         "--here", action="store_true", help="run on this arm64 machine as it is, as root"
     )
-    parser.add_argument("--pack", metavar="FILE", help="with --here: only make the archive")
-    parser.add_argument(
-        "--full", action="store_true", help="with --here: all tests and figures, not just a minute's"
-    )
-    parser.add_argument("command", nargs="*", help="what to run on the machine, after --")
+    add("command", nargs="*", help="what to run on the machine, after --")
     args = parser.parse_args()
-    if args.matrix and (args.shell or args.command):
-        parser.error("--matrix runs the suite: leave out --shell and the command")
-    if args.vmm and (args.matrix or args.shell):
-        parser.error("--vmm runs a trial: leave out --matrix and --shell")
+    if args.matrix and args.command:
+        parser.error("--matrix runs the suite: leave out the command")
 
     if args.here and args.pack:
         return here.pack(pathlib.Path(args.pack).absolute(), args.jobs)
@@ -234,24 +241,7 @@ def program():
         return show_differences(args, source)
     if args.matrix:
         return run_matrix(args, source)
-    if args.vmm:
-        build = kernel.kernel(source, variant_of(args, args.pages or "4k"), args.jobs)
-        # A guest that is a debug kernel as well would not boot in ten minutes.
-        guest_build = kernel.kernel(source, args.pages or "4k", args.jobs) if args.debug else build
-        name = args.machine or "vhe"
-        return vmm.trial(args.vmm, name, build, guest_build, args.command, args.timeout)
-    build, initrd = build_variant(args, source, args.pages or "4k")
-    command = shlex.join(args.command) if args.command else suite()
-    name = args.machine or "vhe"
-    code, lines = machine.boot(
-        name, build, initrd, command, shell=args.shell, timeout=args.timeout
-    )
-    if args.command or args.shell:
-        return code
-    wrong = verdict(name, build, code, lines)
-    for text in wrong:
-        say(f"failed: {text}")
-    return 1 if wrong else 0
+    return run_vmm(args, source) if args.vmm else run_one(args, source)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Build:
     def __init__(self, source, build):
         self.source, self.build = source, build
         self.output = build / "kselftest/kvm"
+        self.crate = self.output / "rust/libkvm.rlib"
 
     def make(self, *words):
         """Makes the tests, and returns why that failed, if it did, as a list."""
@@ -46,10 +47,12 @@ class Build:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return [f"make {' '.join(words)}: {done.stderr}"] if done.returncode else []
 
-    def time(self):
-        """Returns when the crate was compiled, or 0 if it was not."""
-        crate = self.output / "rust/libkvm.rlib"
-        return crate.stat().st_mtime_ns if crate.exists() else 0
+    def compiles(self, why, *words):
+        """Makes the tests, and returns what is wrong where that does not compile the crate."""
+        before = self.crate.stat().st_mtime_ns if self.crate.exists() else 0
+        wrong = self.make(*words)
+        compiled = self.crate.exists() and self.crate.stat().st_mtime_ns > before
+        return wrong + ([] if compiled else [f"{why}, and nothing was compiled"])
 
     def static(self):
         """Links statically, as for a board with another C library."""
@@ -72,10 +75,8 @@ class Build:
         text, wrong = uses.read_text(), self.make()
         header.touch()
         for content in (f'#include "{header.name}"\n{text}', text):
-            before = self.time()
             uses.write_text(content)
-            wrong += self.make()
-            wrong += [] if self.time() > before else ["a header changed, and nothing was compiled"]
+            wrong += self.compiles("a header changed")
             header.unlink(missing_ok=True)
         return wrong
 
@@ -84,9 +85,7 @@ class Build:
         other = self.build / "rustc"
         other.write_text('#!/bin/sh\nrustc "$@" && case $1 in -vV) echo other: 1;; esac\n')
         other.chmod(0o755)
-        before = self.time()
-        wrong = self.make(f"RUSTC={other}")
-        return wrong + ([] if self.time() > before else ["rustc changed, and nothing was compiled"])
+        return self.compiles("rustc changed", f"RUSTC={other}")
 
 
 def in_other_ways(source, build):

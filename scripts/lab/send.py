@@ -11,13 +11,11 @@ import email.policy
 import mailbox
 import pathlib
 import re
-import shutil
 import textwrap
 
 import base
 import checkpatch
 import kgit
-import parts
 import patches
 import sign
 import tree
@@ -50,22 +48,26 @@ class Series:
     """What is sent: all patches of a folder, or those of a part, which are on the ones before. It
     has a b4 branch of its own, and a branch that this is on."""
 
-    name: str
     cover: pathlib.Path
     before: list
     patches: list
-
-    branch = property(lambda self: "b4/kvm-userfault" + (f"-{self.name}" if self.name else ""))
-    base = property(lambda self: f"base-of-{self.name}" if self.name else "base")
+    branch: str = "b4/kvm-userfault"
+    base: str = "base"
 
 
 def choose(folder, name):
     """Returns what is to be sent of a folder of patches."""
     files = patches.patch_files(folder)
+    if not files:
+        raise LabError(f"{folder} does not hold patches")
     if not name:
-        return Series("", patches.cover_file(folder), [], files)
-    part = parts.find(name, patches.subjects(folder), folder)
-    return Series(name, part.cover(folder), files[: part.first], files[part.first : part.last])
+        return Series(patches.cover_file(folder), [], files)
+    found = {part.name: part for part in patches.parts(patches.subjects(folder), folder)}
+    if name not in found:
+        raise LabError(f"there is no part '{name}'; the parts are {', '.join(found)}")
+    part = found[name]
+    before, own = files[: part.first], files[part.first : part.last]
+    return Series(part.cover(folder), before, own, f"{Series.branch}-{name}", f"base-of-{name}")
 
 
 def environment(identity):
@@ -82,25 +84,32 @@ def environment(identity):
         "b4.prep-pre-flight-checks": "disable-needs-checking-deps",
         "core.editor": f"cp {HOME / 'prerequisites'}",
     }
-    home = {"HOME": str(HOME), "XDG_DATA_HOME": str(HOME), "XDG_CACHE_HOME": str(HOME)}
-    return kgit.environment(identity=identity, config=config) | home
+    env = kgit.environment(identity=identity) | {"GIT_CONFIG_COUNT": str(len(config))}
+    for number, (key, value) in enumerate(config.items()):
+        env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return env | dict.fromkeys(["HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"], str(HOME))
 
 
 def clone():
-    """Makes b4's clone of the tree, or brings it up to date; its branch stays."""
+    """Makes b4's clone of the tree, or brings it up to date; its branches stay."""
     HOME.mkdir(parents=True, exist_ok=True)
     if not (CLONE / ".git").exists():
         words = ["git", "clone", "--quiet", "--shared", "--no-checkout", kgit.TREE, CLONE]
         step("cloning the tree for b4", words, "send-clone", env=kgit.environment())
     # The clone's own setting, for the submitter's 'b4 send' to write the same mails.
     template = HOME / "cover"
-    has_commit = "commit" in base.pinned()
-    template.write_text(COVER.format(base=BASE if has_commit else ""))
+    template.write_text(COVER.format(base=BASE if "commit" in base.pinned() else ""))
     kgit.git("config", "b4.prep-cover-template", template, tree=CLONE)
     kgit.abort_am(CLONE)
     kgit.git("fetch", "--quiet", "origin", "base", tree=CLONE)
     kgit.git("checkout", "--quiet", "--force", "--detach", "FETCH_HEAD", tree=CLONE)
     kgit.git("branch", "--force", "--no-track", "base", "HEAD", tree=CLONE)
+
+
+def b4(what, env, *words):
+    """Runs b4 as a step and returns its log."""
+    log = f"b4-{words[1 if words[0] == 'prep' else 0].strip('-')}"
+    return step(what, [*B4, *words], log, cwd=CLONE, env=env).read_text(errors="replace")
 
 
 def prerequisites(series):
@@ -111,32 +120,26 @@ def prerequisites(series):
 
 
 def prepare(series, env):
-    """Makes the b4 branch from patches and cover letter, with To and Cc."""
-
-    def b4(what, *words):
-        """Runs b4 as a step and returns its log."""
-        log = f"b4-{words[1].strip('-')}"
-        return step(what, [*B4, *words], log, cwd=CLONE, env=env).read_text(errors="replace")
-
-    branch, base = series.branch, series.base
-    kgit.git("checkout", "--quiet", "-B", base, "base", tree=CLONE)
+    """Makes the b4 branch from patches and cover letter, with To and Cc; returns checkpatch's
+    remarks."""
+    branch, on = series.branch, series.base
+    kgit.git("checkout", "--quiet", "-B", on, "base", tree=CLONE)
     if series.before:
         kgit.am(CLONE, series.before)
-    if not kgit.git("config", "--default", "", f"branch.{branch}.b4-tracking", tree=CLONE):
+    if not kgit.asks("config", f"branch.{branch}.b4-tracking", tree=CLONE):
         kgit.git("update-ref", "-d", f"refs/heads/{branch}", tree=CLONE)
-        b4("making the b4 branch", "prep", "--new", branch.removeprefix("b4/"), "-f", base)
-    kgit.git("checkout", "--quiet", "-B", branch, base, tree=CLONE)
+        b4("making the b4 branch", env, "prep", "--new", branch.removeprefix("b4/"), "-f", on)
+    kgit.git("checkout", "--quiet", "-B", branch, on, tree=CLONE)
     kgit.am(CLONE, series.patches)
     text = patches.cover_text(series.cover)
     kgit.git("config", f"branch.{branch}.description", text, tree=CLONE)
     if series.before:
         (HOME / "prerequisites").write_text(prerequisites(series))
-        b4("naming the patches that it needs", "prep", "--edit-deps")
-    subject = re.search(r"^Subject: \[(.*?)PATCH", series.cover.read_text(), re.M)
-    prefixes = subject[1].split() if subject else []
-    b4("setting its prefixes", "prep", "--set-prefixes", *(prefixes or [""]))
-    b4("asking get_maintainer for To and Cc", "prep", "--auto-to-cc")
-    log = b4("running b4 prep --check", "prep", "--check", "--no-cache")
+        b4("naming the patches that it needs", env, "prep", "--edit-deps")
+    prefixes = re.search(r"^Subject: (?:\[(.*?)PATCH)?", series.cover.read_text(), re.M)[1] or ""
+    b4("setting its prefixes", env, "prep", "--set-prefixes", *(prefixes.split() or [""]))
+    b4("asking get_maintainer for To and Cc", env, "prep", "--auto-to-cc")
+    log = b4("running b4 prep --check", env, "prep", "--check", "--no-cache")
     return re.findall(r"checkpatch\.pl: (.*)", re.sub(r"\x1b\[[0-9;]*m", "", log))
 
 
@@ -145,8 +148,7 @@ def write_mails(folder, env):
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("[0-9][0-9][0-9][0-9]-*.eml"):
         path.unlink()
-    words = [*B4, "send", "--no-sign", "--output-dir", folder]
-    step("writing the mails", words, "b4-send", cwd=CLONE, env=env)
+    b4("writing the mails", env, "send", "--no-sign", "--output-dir", folder)
     return sorted(folder.glob("[0-9][0-9][0-9][0-9]-*.eml"))
 
 
@@ -157,24 +159,17 @@ def content(series, commit):
 
 
 def prove(series, mails, env):
-    """Applies the mails with b4 am and b4 shazam, which both have to give the branch."""
-    scratch = HOME / "prove"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    thread = mailbox.mbox(scratch / "thread")
+    """Applies the mails with b4 shazam, which has to give the branch."""
+    thread = HOME / "thread"
+    thread.unlink(missing_ok=True)
+    box = mailbox.mbox(thread)
     for path in mails:
-        thread.add(path.read_bytes())
-    thread.close()
-    wanted = content(series, series.branch)
-    for name in ("am", "shazam"):
-        kgit.git("checkout", "--quiet", "--detach", series.base, tree=CLONE)
-        words = [*B4, name, "--use-local-mbox", scratch / "thread"]
-        words += ["--outdir", scratch] if name == "am" else []
-        step(f"applying the mails with b4 {name}", words, f"b4-{name}", cwd=CLONE, env=env)
-        if name == "am":
-            kgit.am(CLONE, scratch.glob("*.mbx"))
-        if content(series, "HEAD") != wanted:
-            raise LabError(f"the mails, applied with b4 {name}, are not the series they came from")
+        box.add(path.read_bytes())
+    box.close()
+    kgit.git("checkout", "--quiet", "--detach", series.base, tree=CLONE)
+    b4("applying the mails with b4 shazam", env, "shazam", "--use-local-mbox", thread)
+    if content(series, "HEAD") != content(series, series.branch):
+        raise LabError("the mails, applied with b4 shazam, are not the series they came from")
     kgit.git("checkout", "--quiet", series.branch, tree=CLONE)
 
 
@@ -183,12 +178,8 @@ def dry_run(source=None, folder=None, part=None):
     if not source:
         tree.keep_own_work()
     source = pathlib.Path(source) if source else sign.latest() or PATCHES
-    if not patches.patch_files(source) or not patches.cover_file(source).exists():
-        raise LabError(f"{source} does not hold patches and {patches.cover_file().name}")
     series = choose(source, part)
-    if not series.cover.exists():
-        raise LabError(f"{series.cover} is missing: it is the cover letter of this part")
-    folder = pathlib.Path(folder or MAILS / series.name).absolute()
+    folder = pathlib.Path(folder or MAILS / (part or "")).absolute()
     identity = sign.author(patches.cover_file(source))
     if identity == kgit.ROLE:
         say("these patches are not signed: 'scripts/series sign' makes them yours")
@@ -197,10 +188,6 @@ def dry_run(source=None, folder=None, part=None):
     clone()
     remarks = prepare(series, env)
     mails = write_mails(folder, env)
-    # b4 puts the cover letter of a single patch into its mail.
-    wanted = len(series.patches) + (len(series.patches) > 1)
-    if len(mails) != wanted:
-        raise LabError(f"b4 wrote {len(mails)} mails for {len(series.patches)} patches")
     prove(series, mails, env)
     remarks = checkpatch.unexpected(remarks, signed=identity != kgit.ROLE)
     report(source, mails, remarks, identity)
@@ -215,7 +202,7 @@ def report(source, mails, remarks, identity):
     for line in remarks:
         print(f"checkpatch: {line}")
     print(f"{len(mails)} mails from {source} are in {mails[0].parent}.")
-    print("b4 am and b4 shazam make of them what the patches make. Nothing was sent.")
+    print("b4 shazam makes of them what the patches make. Nothing was sent.")
     if identity != kgit.ROLE:
         print(f"In {CLONE}, 'b4 prep --edit-cover' trims To and Cc,")
         print("and 'b4 send' is yours to run.")

@@ -11,7 +11,6 @@ import checkpatch
 import ends
 import export
 import kgit
-import parts
 import patches
 import send
 import sign
@@ -36,21 +35,22 @@ def export_patches(_):
         raise LabError("the series is on another base: 'scripts/series track' exports it there")
     count, files = export.write()
     print(f"exported {count} patches and {files} mirrored files")
-    for sentence in parts.wrong(patches.subjects()):
+    for sentence in patches.wrong_parts():
         print(f"now bring patches/ in order: {sentence}", file=sys.stderr)
     return 0
 
 
 def check_each_patch():
     """Checks each patch and each part's end in each way and shows it; returns an exit code."""
-    bad, patch = 0, checkpatch.remarks(kgit.TREE, patches.patch_files())
-    found = itertools.chain(
-        [("checkpatch", "all patches", patch)],
-        steps.check_each(),
-        ((variant, f"end of part {name}", steps.attempt(look))
-         for name, variant, look in ends.check_each()),
-    )  # fmt: skip
-    for how, what, wrong in found:
+    remarks = checkpatch.remarks(kgit.TREE, patches.patch_files())
+    ends_found = (
+        (variant, f"end of part {name}", steps.attempt(look))
+        for name, variant, look in ends.check_each()
+    )
+    bad = 0
+    for how, what, wrong in itertools.chain(
+        [("checkpatch", "all patches", remarks)], steps.check_each(), ends_found
+    ):
         bad += bool(wrong)
         print("\n".join([f"{'FAIL' if wrong else 'ok':4}  {how:10}  {what}", *wrong]), flush=True)
     print(f"{bad} failed")
@@ -65,10 +65,9 @@ def check_patches(args):
         print(sentence, file=sys.stderr)
     if wrong:
         return 1
-    found = parts.split(patches.subjects())
-    print(
-        f"{found[-1].last} patches in {len(found)} parts apply; mirrored folders and tree agree"
-    )
+    subjects = patches.subjects()
+    count = f"{len(subjects)} patches in {len(patches.parts(subjects))} parts"
+    print(f"{count} apply; mirrored folders and tree agree")
     # What is built of it is built under a cover, so that others can use the tree meanwhile.
     return check_each_patch() if args.full else 0
 
@@ -77,12 +76,12 @@ def check_patches(args):
 def sign_patches(args):
     """Writes the signed copy."""
     folder, (name, address), remarks = sign.sign(args.output)
-    for line in remarks:
-        print(line)
     print(
+        *remarks,
         f"{folder} holds the series as {name} <{address}> would send it. The Signed-off-by under"
         " each patch certifies the Developer's Certificate of Origin"
-        " (the kernel's Documentation/process/submitting-patches.rst): read what you send."
+        " (the kernel's Documentation/process/submitting-patches.rst): read what you send.",
+        sep="\n",
     )
     return 0
 
@@ -117,28 +116,26 @@ def program():
         """Adds a command."""
         one = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         one.set_defaults(function=function)
-        return one
+        return one.add_argument
 
-    one = command(apply_patches, "apply", "make the kernel git tree from patches/")
-    one.add_argument("--force", action="store_true", help="throw away work that is not exported")
+    add = command(apply_patches, "apply", "make the kernel git tree from patches/")
+    add("--force", action="store_true", help="throw away work that is not exported")
     command(export_patches, "export", "write patches/ and the mirrored folders from the tree")
-    one = command(check_patches, "check", "say whether patches, mirrored folders and tree agree")
-    one.add_argument("--full", action="store_true", help="build each patch, run each part (hours)")
-    one = command(follow_base, "track", "try the series on the newest base, and export it there")
-    one.add_argument("--remote", metavar="URL", help="default: what patches/base names")
-    one.add_argument("--branch", help="default: what patches/base names")
-    one.add_argument("--debian", metavar="RELEASE", help="a source package of Debian, as 7.3-rc7")
-    one.add_argument("--dry-run", action="store_true", help="only say what would become of it")
-    one.add_argument("--no-test", action="store_true", help="leave out scripts/test afterwards")
-    one = command(sign_patches, "sign", "copy the series with you as its author, signed off by you")
-    one.add_argument("--output", metavar="DIR", help=f"default: {sign.SIGNED}")
-    one = command(send_patches, "send", "write the mails that b4 would send, and prove them")
-    one.add_argument("--dry-run", action="store_true", help="required: the mails are only written")
-    one.add_argument("--part", metavar="NAME", help="only this part, with its own cover letter")
-    one.add_argument(
-        "--from", metavar="DIR", dest="source", help="default: the signed series, else patches/"
-    )
-    one.add_argument("--output", metavar="DIR", help=f"default: {send.MAILS}")
+    add = command(check_patches, "check", "say whether patches, mirrored folders and tree agree")
+    add("--full", action="store_true", help="build each patch, run each part (hours)")
+    add = command(follow_base, "track", "try the series on the newest base, and export it there")
+    add("--remote", metavar="URL", help="default: what patches/base names")
+    add("--branch", help="default: what patches/base names")
+    add("--debian", metavar="RELEASE", help="a source package of Debian, as 7.3-rc7")
+    add("--dry-run", action="store_true", help="only say what would become of it")
+    add("--no-test", action="store_true", help="leave out scripts/test afterwards")
+    add = command(sign_patches, "sign", "copy the series with you as its author, signed off by you")
+    add("--output", metavar="DIR", help=f"default: {sign.SIGNED}")
+    add = command(send_patches, "send", "write the mails that b4 would send, and prove them")
+    add("--dry-run", action="store_true", help="required: the mails are only written")
+    add("--part", metavar="NAME", help="only this part, with its own cover letter")
+    add("--from", metavar="DIR", dest="source", help="default: the signed series, else patches/")
+    add("--output", metavar="DIR", help=f"default: {send.MAILS}")
     args = parser.parse_args()
     return args.function(args)
 

@@ -3,7 +3,6 @@
 
 import email
 import email.policy
-import hashlib
 import os
 import pathlib
 import re
@@ -13,17 +12,17 @@ import tempfile
 import checkpatch
 import export
 import kgit
-import mirrors
-import parts
 import patches
-from common import CACHE, REPO, LabError, output, read_fields
+from common import CACHE, PATCHES, REPO, LabError, output
 
 SIGNED = CACHE / "signed"
 # Says which patches a folder is the signed copy of.
 STATE = "signed"
+# What is signed besides the patches.
+MORE = ("*.txt", "parts")
 # Those who share an address or have none cannot certify anything.
 ROLES = {"admin", "administrator", "bot", "ci", "maintainer", "maintainers", "nobody", "root"}
-NO_PERSON = re.compile(r"no-?reply|\[bot\]|[@.](invalid|localhost|localdomain|local)$")
+NO_PERSON = re.compile(r"no-?reply|\[bot\]|[@.](invalid|localhost|localdomain|local)$|(^|@)[^.@]*$")
 HOW = (
     "Say who you are with\n"
     "  git config --global user.name 'Your Name'\n"
@@ -35,17 +34,12 @@ HOW = (
 def submitter():
     """Returns name and address of the user, who has to be a person."""
     # From scripts/lab/enter, as the toolchain's git does not know the host's configuration.
-    match = re.fullmatch(r"(.*) <(.*)> \d+ \S+", os.environ.get("KVM_USERFAULT_SUBMITTER", ""))
-    name, address = match.groups() if match else ("", "")
-    if not name or not address:
+    match = re.match(r"(.+) <(.+)> ", os.environ.get("KVM_USERFAULT_SUBMITTER", ""))
+    if not match:
         raise LabError(f"git does not know your name and address. {HOW}")
-    local, _, domain = address.lower().partition("@")
-    if (
-        ROLES & {name.lower(), local}
-        or "." not in domain
-        or NO_PERSON.search(address.lower())
-        or kgit.ROLE[0] == name
-    ):
+    name, address = match.groups()
+    roles = ROLES & {name.lower(), address.lower().partition("@")[0]}
+    if roles or name == kgit.ROLE[0] or NO_PERSON.search(address.lower()):
         raise LabError(
             f"{name} <{address}> is a role. A Signed-off-by certifies the Developer's Certificate"
             f" of Origin, and only a person with an address that takes mail can do that. {HOW}"
@@ -65,8 +59,7 @@ def as_person(text, identity):
     name, address = identity
     # In MAINTAINERS a name with such characters is quoted.
     entry = '"{}"'.format(name.replace('"', "")) if re.search(r'[().,:;"@]', name) else name
-    role = re.escape("{} <{}>".format(*kgit.ROLE))
-    text = re.sub(rf"(?<=M:\t){role}", lambda _: f"{entry} <{address}>", text)
+    text = text.replace("M:\t{} <{}>".format(*kgit.ROLE), f"M:\t{entry} <{address}>")
     return text.replace(kgit.ROLE[1], address).replace(kgit.ROLE[0], name)
 
 
@@ -81,36 +74,28 @@ def sign(folder=None):
         raise LabError("\n".join([*wrong, "nothing is signed: make these agree first"]))
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         new = pathlib.Path(scratch)
-        files = [*patches.patch_files(), patches.cover_file(), *parts.files()]
-        for path in [*files, REPO / mirrors.SNIPPET]:
+        files = [*patches.patch_files(), *PATCHES.glob("*.txt"), REPO / export.SNIPPET]
+        for path in [*files, PATCHES / "parts"]:
             (new / path.name).write_text(as_person(path.read_text(), identity))
         trailer = "Signed-off-by: {} <{}>".format(*identity)
         words = ["git", "interpret-trailers", "--in-place", "--trailer", trailer]
         output([*words, *patches.patch_files(new)], env=kgit.environment())
-        (new / STATE).write_text(f"patches: {state()}\n")
+        (new / STATE).write_text(patches.digest(*MORE))
         remarks = checkpatch.remarks(kgit.TREE, patches.patch_files(new), signed=True)
         unsigned = [line for line in remarks if re.search(r"sign(ed)?-off", line, re.IGNORECASE)]
         if unsigned:
             raise LabError("checkpatch does not accept the signature:\n" + "\n".join(unsigned))
-        for path in [*patches.patch_files(folder), *parts.files(folder)]:
+        for path in patches.patch_files(folder):
             path.unlink()
         shutil.copytree(new, folder, dirs_exist_ok=True)
     return folder, identity, remarks
-
-
-def state():
-    """Returns a checksum of all that is signed."""
-    checksum = hashlib.sha256(patches.digest().encode())
-    for path in [patches.cover_file(), *parts.files()]:
-        checksum.update(path.read_bytes())
-    return checksum.hexdigest()
 
 
 def latest():
     """Returns the folder of the signed series, or nothing where there is none."""
     if not SIGNED.exists():
         return None
-    if read_fields(SIGNED / STATE)["patches"] != state():
+    if (SIGNED / STATE).read_text() != patches.digest(*MORE):
         raise LabError(
             f"{SIGNED} is the signed copy of other patches than patches/ holds now: run"
             " 'scripts/series sign' again, or name the folder to take with --from"

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Builds the series patch by patch, in several ways: none may need a later one.
-
-'git rebase -x' and b4's check of each patch build what is there, one way; what is ours is
-to compare what the compiler says with what it says of the base, in covers of tree and
-builds that leave no trace, and not to look at the same twice.
-"""
+"""Builds the series patch by patch, in several ways: none may need a later one."""
 
 import functools
 import hashlib
@@ -40,8 +35,7 @@ def commits(branch=kgit.BRANCH):
 
 def files(commit):
     """Returns the files that a commit changes."""
-    names = kgit.git("diff-tree", "--no-commit-id", "--name-only", "-r", commit)
-    return names.splitlines()
+    return kgit.git("diff-tree", "--no-commit-id", "--name-only", "-r", commit).splitlines()
 
 
 class Passed:
@@ -76,8 +70,7 @@ def content_of(commit, without):
 
 def remarks(text, what="warning|error"):
     """Returns the lines of a log that are remarks, without the numbers of their lines."""
-    lines = [line for line in text.splitlines() if re.search(what, line)]
-    return [re.sub(r":\d+", "", line) for line in lines]
+    return [re.sub(r":\d+", "", line) for line in text.splitlines() if re.search(what, line)]
 
 
 def attempt(check, *arguments):
@@ -86,14 +79,6 @@ def attempt(check, *arguments):
         return check(*arguments)
     except LabError as error:
         return [str(error)]
-
-
-def make(build, what, words, jobs):
-    """Configures and builds what is checked out, as a patch may bring a symbol; returns remarks."""
-    config.write(kgit.TREE, build, build.name)
-    command = kernel.make(kgit.TREE, build, "-s", *words, jobs=jobs)
-    log = step(f"building '{what}' ({build.name})", command, f"step-{build.name}")
-    return remarks(log.read_text(errors="replace"))
 
 
 def sparse_words():
@@ -131,15 +116,15 @@ def aside(build, names, jobs):
 
 
 def look(build, words, commit, names, jobs):
-    """Checks out and builds a commit, and returns all remarks."""
+    """Checks out, configures, as a patch may bring a symbol, and builds a commit, and returns all
+    remarks."""
     kgit.git("checkout", "--quiet", "--force", "--detach", commit)
-    found = make(build, kgit.git("log", "-1", "--format=%s", commit), words, jobs)
+    config.write(kgit.TREE, build, build.name)
+    subject = kgit.git("log", "-1", "--format=%s", commit)
+    command = kernel.make(kgit.TREE, build, "-s", *words, jobs=jobs)
+    log = step(f"building '{subject}' ({build.name})", command, f"step-{build.name}")
+    found = remarks(log.read_text(errors="replace"))
     return found + (aside(build, names, jobs) if build.name == FIRST else [])
-
-
-def in_base(name):
-    """Says whether the base has a file."""
-    return bool(kgit.git("ls-tree", "base", "--", name))
 
 
 def check_build(variant, left, jobs):
@@ -147,8 +132,8 @@ def check_build(variant, left, jobs):
     words = BUILDS[variant] + (sparse_words() if variant == FIRST else [])
     build = kernel.kernel(kgit.TREE, variant, jobs, ["prepare"] if words == COMPILE else ["Image"])
     with overlays(kgit.TREE, build):
-        known = [name for name in patches.touched_files() if in_base(name)]
-        known = [name for name in known if not name.endswith(".rs")]
+        known = kgit.git("ls-tree", "--name-only", "base", "--", *patches.touched_files())
+        known = [name for name in known.splitlines() if not name.endswith(".rs")]
         old = set(look(build, words, "base", known, jobs))
         for commit in left:
             found = attempt(look, build, words, commit, files(commit), jobs)

@@ -4,9 +4,9 @@ and what these do on machines. One line a check, and a count at the end."""
 
 import argparse
 import functools
+import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +19,6 @@ import here
 import kernel
 import kgit
 import ktap_cases
-import mirrors
 import models
 import mutants
 import mutate
@@ -54,67 +53,47 @@ QUICK_MUTANTS = [
 ]
 # Where the example VMM runs Linux.
 VMM_MACHINES = ["vhe", "nofwb"]
+# For clippy on the selftests.
+LINTS = "-D warnings -D missing_docs -D unsafe_op_in_unsafe_fn"
+LINTS += " -D clippy::undocumented_unsafe_blocks"
 
 
 class Passed(str):
     """What a check has to say that passed."""
 
 
-class Checks:
-    """Runs checks, a line each, and counts them."""
-
-    def __init__(self, only):
-        self.only, self.passed, self.failed = only, 0, 0
-
-    def check(self, name, function):
-        """Runs a check: it fails by an exception or by returning what is wrong, as a text or a list.
-
-        One that passes returns nothing, or Passed."""
-        if self.only and not any(word in name for word in self.only):
-            return
-        start = time.monotonic()
-        try:
-            wrong = function() or ""
-            wrong = "\n".join(wrong) if isinstance(wrong, list) else wrong
-        except LabError as error:
-            wrong = str(error)
-        seconds = time.monotonic() - start
-        if wrong and not isinstance(wrong, Passed):
-            self.failed += 1
-            print(f"FAIL  {name} ({seconds:.0f} s)\n{wrong}", flush=True)
-        else:
-            self.passed += 1
-            detail = f" ({wrong})" if wrong else ""
-            print(f"ok    {name}{detail} ({seconds:.0f} s)", flush=True)
+def passes(name, function):
+    """Runs a check, shows how it ended, and says whether it passed: it fails by an exception or by
+    returning what is wrong, as a text or a list. One that passes returns nothing, or Passed."""
+    start = time.monotonic()
+    try:
+        said = function() or ""
+    except LabError as error:
+        said = str(error)
+    seconds = f"({time.monotonic() - start:.0f} s)"
+    if said and not isinstance(said, Passed):
+        wrong = "\n".join(said) if isinstance(said, list) else said
+        print(f"FAIL  {name} {seconds}\n{wrong}", flush=True)
+        return False
+    print(f"ok    {name} {f'({said}) ' if said else ''}{seconds}", flush=True)
+    return True
 
 
 def shell_scripts():
     """Runs shellcheck on the scripts that are shell."""
-    scripts = [
-        path
-        for path in [*(REPO / "scripts").rglob("*"), REPO / ".ci/run"]
-        if path.is_file() and re.match(rb"#!.*sh\b", path.read_bytes())
-    ]
-    output(["shellcheck", *scripts])
+    paths = [path for path in [*(REPO / "scripts").rglob("*"), REPO / ".ci/run"] if path.is_file()]
+    output(["shellcheck", *(path for path in paths if re.match(rb"#!.*sh\b", path.read_bytes()))])
 
 
 def lab_tests():
     """Runs the lab's own tests."""
-    result = subprocess.run(
-        [sys.executable, "-m", "unittest", "discover", "-s", str(LAB / "tests")],
-        cwd=LAB,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stderr if result.returncode else None
+    output([sys.executable, "-m", "unittest", "discover", "-s", LAB / "tests"], cwd=LAB)
 
 
-def rust_files(source):
-    """Returns the Rust files that the series adds, of the whole tree or of a folder of it."""
-    names = mirrors.added_files(kgit.TREE)
-    files = [kgit.TREE / name for name in names if name.endswith(".rs")]
-    return [path for path in files if path.is_relative_to(source)]
+def rust_files(folder):
+    """Returns the Rust files that the series adds to a folder of the tree."""
+    names = [kgit.TREE / name for name in export.added_files() if name.endswith(".rs")]
+    return [path for path in names if path.is_relative_to(folder)]
 
 
 def rustfmt(source):
@@ -126,56 +105,40 @@ def rustfmt(source):
 
 def maintainers(source):
     """Compares the entry in MAINTAINERS and its place with what parse-maintainers.pl makes."""
-    entry = (REPO / mirrors.SNIPPET).read_text()
+    entry, file = (REPO / export.SNIPPET).read_text(), source / "MAINTAINERS"
     with tempfile.TemporaryDirectory() as scratch:
-        words = ["--order", f"--input={source / 'MAINTAINERS'}"]
-        words += [f"--output={scratch}/whole", f"--section={scratch}/section"]
-        output([source / "scripts/parse-maintainers.pl", *words])
+        words = ["--order", f"--output={scratch}/whole", f"--section={scratch}/section"]
+        output([source / "scripts/parse-maintainers.pl", *words, f"--input={file}"])
         sorted_text = pathlib.Path(scratch, "whole").read_text()
-    text = (source / "MAINTAINERS").read_text()
-    places = [one.partition(entry)[2].partition("\n")[0] for one in (text, sorted_text)]
+    places = [one.partition(entry)[2].partition("\n")[0] for one in (file.read_text(), sorted_text)]
     return "" if places[0] and places[0] == places[1] else f"the entry is out of order: {places}"
 
 
 def kernel_warnings(source, build):
     """Builds what the series touches with W=1 and returns the warnings."""
     with overlays(build):
-        log = step(
-            f"compiling with warnings ({build.name})",
-            kernel.make(source, build, "-s", "W=1", "arch/arm64/kvm/"),
-            f"warnings-{build.name}",
-        )
+        command = kernel.make(source, build, "-s", "W=1", "arch/arm64/kvm/")
+        log = step(f"compiling with warnings ({build.name})", command, f"warnings-{build.name}")
     touched = "|".join(re.escape(name) for name in patches.touched_files())
     text = log.read_text(errors="replace")
     return re.findall(rf"^.*(?:{touched}).*$", text, re.MULTILINE)
-
-
-def clippy_selftests(source, build):
-    """Runs clippy on the selftests' Rust and returns its log."""
-    tests = source / "tools/testing/selftests/kvm"
-    programs = [path for path in rust_files(tests) if path.parent.name == "arm64"]
-    lints = "-D warnings -D missing_docs -D unsafe_op_in_unsafe_fn"
-    lints += " -D clippy::undocumented_unsafe_blocks"
-    script = (
-        'clippy() { clippy-driver --edition=2021 --target=aarch64-unknown-linux-gnu "$@"; };'
-        ' out=$(mktemp -d); trap \'rm -r "$out"\' EXIT; library=$1; lints=$2; shift 2;'
-        ' clippy $lints --crate-type rlib --crate-name libkvm -o "$out/libkvm.rlib" "$library";'
-        ' for program; do clippy $lints --crate-type bin --extern libkvm="$out/libkvm.rlib"'
-        ' --emit=metadata -o "$out/program" "$program"; done'
-    )
-    return step(
-        "running clippy on the selftests",
-        ["sh", "-euc", script, "sh", tests / "lib/rust/libkvm.rs", lints, *programs],
-        "clippy-selftests",
-        env={"LIBKVM_BINDINGS": str(build / "kselftest/kvm/rust/bindings.rs")},
-    )
 
 
 def clippy(source, build):
     """Runs clippy on the helper and on the selftests' Rust."""
     with overlays(build):
         wrong = rust.clippy(source, build)
-    clippy_selftests(source, build)
+    tests = source / "tools/testing/selftests/kvm"
+    driver = ["clippy-driver", "--edition=2021", "--target=aarch64-unknown-linux-gnu"]
+    driver += LINTS.split()
+    bindings = {"LIBKVM_BINDINGS": str(build / "kselftest/kvm/rust/bindings.rs")}
+    with tempfile.TemporaryDirectory() as scratch:
+        library = f"{scratch}/libkvm.rlib"
+        words = ["--crate-type=rlib", "--crate-name=libkvm", "-o", library]
+        output([*driver, *words, tests / "lib/rust/libkvm.rs"], env=os.environ | bindings)
+        words = [f"--extern=libkvm={library}", "--emit=metadata", "-o", f"{scratch}/program"]
+        for program in rust_files(tests / "arm64"):
+            output([*driver, *words, program], env=os.environ | bindings)
     return wrong
 
 
@@ -194,7 +157,7 @@ def no_panic(source, build):
 def configuration(source, build):
     """Compares a kernel's configuration with defconfig: what differs has a reason."""
     found = config.differences(source, build, build.name)
-    bare = [f"{one.option}: {one.defconfig} -> {one.lab}" for one in found if not one.why]
+    bare = [f"{option}: {theirs} -> {ours}" for option, theirs, ours, why in found if not why]
     if bare:
         return ["these differ, and scripts/lab/config does not say why:", *bare]
     return Passed(f"{len(found)} differ, each for a reason")
@@ -215,12 +178,76 @@ def quick_mutants(jobs):
     return [f"{one.mutant.name} survived" for one in trials if not one.by]
 
 
-def check_parts(check, jobs):
-    """Checks each part's end that differs from what was checked before."""
+def checks(jobs):
+    """Yields all checks, each as its name and what it does."""
+    yield "shell scripts pass shellcheck", shell_scripts
+    yield "the lab passes its own tests", lab_tests
+    name = "the model of userfault holds, and fails where broken"
+    yield name, lambda: Passed(f"{models.check():,} states")
+    source = tree.ready()
+    yield "patches apply, mirrored folders agree", export.check
+    yield "Rust is formatted", lambda: rustfmt(source)
+    name = "the selftests' runner tells cases apart that fail, hang, skip and crash on purpose"
+    yield name, lambda: ktap_cases.wrong(source)
+    yield "the core agrees with the oracle", lambda: Passed(oracle.compare(source))
+    name = "mutants fit the series, and name cases that are there"
+    yield name, lambda: mutants_fit(source)
+    name = "patches pass checkpatch --strict"
+    yield name, lambda: checkpatch.remarks(source, patches.patch_files())
+    yield "MAINTAINERS is in order", lambda: maintainers(source)
+    yield from kernel_checks(source, jobs)
+
+
+def kernel_checks(source, jobs):
+    """Yields checks of kernels and what runs on them. What several use is built when the first of
+    them runs."""
+
+    @functools.cache
+    def build(variant="4k"):
+        """Builds a variant of the kernel."""
+        return kernel.kernel(source, variant, jobs)
+
+    @functools.cache
+    def initrd():
+        """Builds the selftests, which are the same for all kernels of a granule."""
+        return kernel.initrd(build(), kernel.selftests(source, build(), jobs))
+
+    name = "the kernel is configured as people run it"
+    yield name, lambda: configuration(source, build())
+    yield "Rust passes clippy", lambda: initrd() and clippy(source, build())
+    name = "the selftests' crate refuses what is unsafe"
+    yield name, lambda: initrd() and refused.wrong(source, build())
+    name = "the selftests are built by LLVM as well"
+    yield name, lambda: selftests_by_clang(source, jobs)
+    name = "the selftests are built statically, without Rust, and after what they need changed"
+    yield name, lambda: initrd() and selftest_builds.in_other_ways(source, build())
+    yield "the helper cannot panic", lambda: no_panic(source, build())
+    for variant in WARNED:
+        name = f"{variant} compiles without warnings at W=1"
+        yield name, lambda: kernel_warnings(source, build(variant))
+    for variant, machines in RUN.items():
+        for machine in machines:
+            name = f"the suite passes on {machine}, {variant} kernel"
+            yield name, lambda: run.boot_suite(machine, build(variant), initrd())
+    machine = RUN["4k"][-1]
+    name = f"an ordinary user's programs pass on {machine}"
+    yield name, lambda: run.boot_suite(machine, build(), initrd(), user=True)
+    name = f"KVM agrees with the fuzzer's model on {machine}"
+    yield name, lambda: run.boot_program(machine, build(), initrd(), "userfault_fuzz")
+    name = f"programs that were packed run on a machine as it is, {machine}"
+    yield name, lambda: here.check(machine, build(), jobs)
+    yield "the example VMM passes its own tests", vmm.checks
+    for machine in VMM_MACHINES:
+        name = f"Linux is restored and migrated on demand on {machine}"
+        yield name, lambda: vmm.quick(machine, build())
+    name = "demand_paging_test pages in by userfault"
+    yield name, lambda: run.boot_program(ends.MACHINE, build(), initrd(), ends.STOCK)
+    yield "tests notice what some mutants do", lambda: quick_mutants(jobs)
     looks = []
-    check("parts are named", lambda: looks.extend(ends.check_each(jobs, tested=[kgit.BRANCH])))
-    for name, variant, look in looks:
-        check(f"part {name} stands alone, {variant} kernel", look)
+    find = functools.partial(ends.check_each, jobs, tested=[kgit.BRANCH])
+    yield "parts are named", lambda: looks.extend(find())
+    for part, variant, look in looks:
+        yield f"part {part} stands alone, {variant} kernel", look
 
 
 def program():
@@ -230,86 +257,13 @@ def program():
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("only", nargs="*", help="run only checks that have one of these words")
     args = parser.parse_args()
-
-    checks = Checks(args.only)
-    check = checks.check
-    check("shell scripts pass shellcheck", shell_scripts)
-    check("the lab passes its own tests", lab_tests)
-    check(
-        "the model of userfault holds, and fails where broken",
-        lambda: Passed(f"{models.check():,} states"),
-    )
-    source = tree.ready()
-    check("patches apply, mirrored folders agree", export.check)
-    check("Rust is formatted", lambda: rustfmt(source))
-    check(
-        "the selftests' runner tells cases apart that fail, hang, skip and crash on purpose",
-        lambda: ktap_cases.wrong(source),
-    )
-    check("the core agrees with the oracle", lambda: Passed(oracle.compare(source)))
-    check("mutants fit the series, and name cases that are there", lambda: mutants_fit(source))
-    check(
-        "patches pass checkpatch --strict",
-        lambda: checkpatch.remarks(source, patches.patch_files()),
-    )
-    check("MAINTAINERS is in order", lambda: maintainers(source))
-
-    # What several checks use is built when the first of them runs.
-    @functools.cache
-    def build(variant):
-        """Builds a variant of the kernel."""
-        return kernel.kernel(source, variant, args.jobs)
-
-    @functools.cache
-    def initrd():
-        """Builds the selftests, which are the same for all kernels of a granule."""
-        return kernel.initrd(build("4k"), kernel.selftests(source, build("4k"), args.jobs))
-
-    check("the kernel is configured as people run it", lambda: configuration(source, build("4k")))
-    check("Rust passes clippy", lambda: initrd() and clippy(source, build("4k")))
-    check(
-        "the selftests' crate refuses what is unsafe",
-        lambda: initrd() and refused.wrong(source, build("4k")),
-    )
-    check("the selftests are built by LLVM as well", lambda: selftests_by_clang(source, args.jobs))
-    check(
-        "the selftests are built statically, without Rust, and after what they need changed",
-        lambda: initrd() and selftest_builds.in_other_ways(source, build("4k")),
-    )
-    check("the helper cannot panic", lambda: no_panic(source, build("4k")))
-    for variant in WARNED:
-        name = f"{variant} compiles without warnings at W=1"
-        check(name, lambda: kernel_warnings(source, build(variant)))
-    for variant, machines in RUN.items():
-        for name in machines:
-            text = f"the suite passes on {name}, {variant} kernel"
-            check(text, lambda: run.boot_suite(name, build(variant), initrd()))
-    name = RUN["4k"][-1]
-    check(
-        f"an ordinary user's programs pass on {name}",
-        lambda: run.boot_as_user(name, build("4k"), initrd()),
-    )
-    check(
-        f"KVM agrees with the fuzzer's model on {name}",
-        lambda: run.boot_fuzzer(name, build("4k"), initrd()),
-    )
-    check(
-        f"programs that were packed run on a machine as it is, {name}",
-        lambda: here.check(name, build("4k"), args.jobs),
-    )
-    check("the example VMM passes its own tests", vmm.checks)
-    for name in VMM_MACHINES:
-        text = f"Linux is restored and migrated on demand on {name}"
-        check(text, lambda: vmm.quick(name, build("4k")))
-    check(
-        "demand_paging_test pages in by userfault",
-        lambda: ends.demand_paging("nofwb", build("4k"), initrd()),
-    )
-    check("tests notice what some mutants do", lambda: quick_mutants(args.jobs))
-    check_parts(check, args.jobs)
-
-    print(f"{checks.passed} passed, {checks.failed} failed")
-    return 1 if checks.failed else 0
+    passed = [
+        passes(name, function)
+        for name, function in checks(args.jobs)
+        if not args.only or any(word in name for word in args.only)
+    ]
+    print(f"{sum(passed)} passed, {len(passed) - sum(passed)} failed")
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

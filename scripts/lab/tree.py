@@ -6,24 +6,20 @@ import shutil
 import base
 import kgit
 import patches
-from common import LabError, lock, say, step, succeeds
+from common import LabError, lock, say, step
 
 # What the tree holds after work on the series.
 UNCOMMITTED = "uncommitted changes"
 UNEXPORTED = "commits that are not exported"
 
 
-def made_for_file():
-    """Returns the file that says which tree the base stands for, where that left the archive."""
-    return kgit.TREE / ".git" / "kvm-userfault-base"
-
-
 def have_base():
-    """Says whether the tree has the base that patches/base names."""
+    """Says whether the tree has the base that patches/base names, or what stands for that."""
     if not kgit.tip("base"):
         return False
+    stands_for = kgit.note("base")
     have = [kgit.git("rev-parse", "base^{tree}")]
-    have += made_for_file().read_text().split() if made_for_file().exists() else []
+    have += stands_for.read_text().split() if stands_for.exists() else []
     return base.pinned()["tree"] in have
 
 
@@ -41,14 +37,6 @@ def commit_source(package, name, version):
     return kgit.git("commit-tree", content, "-m", f"{name} {version}", date=kgit.BASE_DATE)
 
 
-def fetch_commit(remote, commit):
-    """Fetches a commit of the remote, unless it is there."""
-    if not succeeds(["git", "-C", kgit.TREE, "cat-file", "-e", commit], env=kgit.environment()):
-        words = ["fetch", "--quiet", "--no-tags", "--depth=1", remote, commit]
-        step(f"fetching {remote}", ["git", "-C", kgit.TREE, *words], "fetch", env=kgit.environment())
-    return commit
-
-
 def make_base(force=False):
     """Makes the base a commit of the tree, anew when patches/base names another."""
     if have_base():
@@ -61,14 +49,15 @@ def make_base(force=False):
     # Conflicts that were resolved once are resolved alike the next time.
     kgit.git("config", "rerere.enabled", "true")
     pin = base.pinned()
-    if "commit" in pin:
-        commit = fetch_commit(pin["remote"], pin["commit"])
-    else:
-        commit = commit_source(*base.fetch())
+    commit = pin.get("commit") or commit_source(*base.fetch())
+    if not kgit.asks("cat-file", "-e", commit):
+        words = ["git", "-C", kgit.TREE, "fetch", "--quiet", "--no-tags", "--depth=1"]
+        words += [pin["remote"], commit]
+        step(f"fetching {pin['remote']}", words, "fetch", env=kgit.environment())
     have = kgit.git("rev-parse", f"{commit}^{{tree}}")
     if have != pin["tree"]:
         say(f"this base differs from the pinned one: its tree is {have}, not {pin['tree']}")
-        made_for_file().write_text(f"{pin['tree']}\n")
+        kgit.note("base").write_text(pin["tree"])
     set_base(commit)
 
 
@@ -79,50 +68,43 @@ def set_base(commit):
         kgit.git("checkout", "--quiet", "--force", "base")
 
 
-def applied_file():
-    """Returns the file that says which patches the branch was made from."""
-    return kgit.TREE / ".git" / "kvm-userfault-applied"
-
-
-def applying_file():
-    """Returns the file that is there while patches are being applied."""
-    return kgit.TREE / ".git" / "kvm-userfault-applying"
-
-
 def recover():
     """Undoes what a run has left that was killed while it applied patches."""
-    if not applying_file().exists():
-        return
-    kgit.abort_am(kgit.TREE)
-    kgit.git("checkout", "--quiet", "--force", kgit.BRANCH if kgit.tip() else "base")
-    applying_file().unlink()
+    state = kgit.note("applying")
+    if state.exists():
+        kgit.abort_am(kgit.TREE)
+        kgit.git("checkout", "--quiet", "--force", kgit.BRANCH if kgit.tip() else "base")
+        if state.read_text().split()[1:] == [kgit.tip()]:
+            state.replace(kgit.note("applied"))
+        else:
+            state.unlink()
+
+
+def applied():
+    """Returns the checksum of the patches that were applied or exported last, and their commit."""
+    state = kgit.note("applied")
+    return state.read_text().split() if state.exists() else []
 
 
 def own_work():
     """Returns what the tree holds that the patches do not, in words, or nothing."""
+    recover()
     if not kgit.tip():
         return ""
-    recover()
     if kgit.git("status", "--porcelain"):
         return UNCOMMITTED
     if kgit.git("rev-parse", "--abbrev-ref", "HEAD") != kgit.BRANCH:
         return f"another branch than '{kgit.BRANCH}' checked out"
-    state = applied_file()
-    if state.exists() and state.read_text().split()[1:] == [kgit.tip()]:
-        return ""
-    return UNEXPORTED
+    return "" if applied()[1:] == [kgit.tip()] else UNEXPORTED
 
 
 def keep_own_work(force=False, but=""):
     """Refuses to go on where the tree holds what the patches do not; returns it if forced."""
     work = own_work()
     if work and work != but and not force:
-        save = {
-            UNCOMMITTED: "Commit them there and run 'scripts/series export'",
-            UNEXPORTED: "Save them with 'scripts/series export'",
-        }.get(work, f"Check out '{kgit.BRANCH}' there")
         raise LabError(
-            f"{kgit.TREE} holds {work}. {save}, or throw it away with 'scripts/series apply --force'."
+            f"{kgit.TREE} holds {work}. Commit to '{kgit.BRANCH}' there what is to stay and run"
+            " 'scripts/series export', or throw it away with 'scripts/series apply --force'."
         )
     return work
 
@@ -130,26 +112,24 @@ def keep_own_work(force=False, but=""):
 def apply(force=False):
     """Makes the branch hold exactly the patches; keeps work of its own unless forced."""
     make_base(force)
-    recover()
-    state = applied_file()
-    if state.exists() and kgit.tip() and state.read_text().split() == [patches.digest(), kgit.tip()]:
-        if not own_work():
-            return
     work = keep_own_work(force)
+    if not work and applied() == [patches.digest(), kgit.tip()]:
+        return
     say(f"applying {len(patches.patch_files())} patches to {kgit.TREE}")
     if work:
         # Nothing is lost for good: the reflog of the branch still names it.
         kgit.git("clean", "--quiet", "-d", "--force")
-    applying_file().touch()
+    state = kgit.note("applying")
+    state.touch()
     kgit.git("checkout", "--quiet", "--force", "--detach", "base")
     try:
         kgit.am(kgit.TREE, patches.patch_files())
     except LabError:
         recover()
         raise
+    state.write_text(f"{patches.digest()} {kgit.git('rev-parse', 'HEAD')}\n")
     kgit.git("checkout", "--quiet", "-B", kgit.BRANCH)
-    state.write_text(f"{patches.digest()} {kgit.tip()}\n")
-    applying_file().unlink()
+    state.replace(kgit.note("applied"))
 
 
 def ready():

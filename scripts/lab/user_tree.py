@@ -8,14 +8,17 @@ import shutil
 import kgit
 import patches
 import tree
-from common import CACHE, PATCHES, LabError, lock, say, step, succeeds
+from common import CACHE, PATCHES, LabError, lock, say, step
+
 
 def am_near(clone):
     """Applies the patches to a tree that is near to their base or to that of a variant."""
     errors = []
     for folder in [PATCHES, *sorted({path.parent for path in patches.variants()})]:
+        names = [folder / path.name for path in patches.patch_files()]
         try:
-            return kgit.am(clone, patches.series_for(folder), "--3way")
+            files = [path if path.exists() else PATCHES / path.name for path in names]
+            return kgit.am(clone, files, "--3way")
         except LabError as error:
             errors.append(error)
     raise errors[0]
@@ -33,19 +36,15 @@ def user_tree(path):
     head = kgit.git("rev-parse", "HEAD", tree=source)
     name = hashlib.sha256(str(source).encode()).hexdigest()[:8]
     clone = CACHE / "trees" / name
-    state = clone / ".git" / "kvm-userfault-applied"
+    state, wanted = clone / ".git" / "kvm-userfault-applied", f"{patches.digest()} {head}\n"
     with lock(f"tree-{name}"):
-        if state.exists() and state.read_text() == f"{patches.digest()} {head}\n":
+        if state.exists() and state.read_text() == wanted:
             return clone
-        if not succeeds(["git", "-C", clone, "rev-parse", "--git-dir"], env=kgit.environment()):
+        if not kgit.asks("rev-parse", "--git-dir", tree=clone):
             shutil.rmtree(clone, ignore_errors=True)
-            clone.parent.mkdir(parents=True, exist_ok=True)
-            step(
-                f"cloning {source} (its own branches are not touched)",
-                ["git", "clone", "--quiet", "--shared", "--no-checkout", source, clone],
-                "clone",
-                env=kgit.environment(),
-            )
+            words = ["git", "clone", "--quiet", "--shared", "--no-checkout", source, clone]
+            env = kgit.environment()
+            step(f"cloning {source} (its own branches are not touched)", words, "clone", env=env)
         kgit.git("fetch", "--quiet", "origin", "HEAD", tree=clone)
         state.unlink(missing_ok=True)
         say(f"applying {len(patches.patch_files())} patches to {head[:12]}")
@@ -59,5 +58,5 @@ def user_tree(path):
             tree.make_base()
             kgit.borrow_objects(clone)
             am_near(clone)
-        state.write_text(f"{patches.digest()} {head}\n")
+        state.write_text(wanted)
     return clone

@@ -11,9 +11,10 @@ import base
 import common
 import export
 import kgit
-import mirrors
-import parts
 import patches
+import send
+import sign
+import track
 import tree
 import user_tree
 
@@ -34,7 +35,10 @@ MAINTAINERS = (
     "Maintainers List\n================\n\nA FIRST ENTRY\nL:\tlist@kernel.org\nS:\tMaintained\n\n"
     "THE REST\nM:\tSomebody <somebody@kernel.org>\nS:\tMaintained\nF:\t*\n"
 )
-ENTRY = "KVM IN RUST\nM:\tKVM userfault series <series@kvm-userfault.invalid>\nL:\tkvm@vger.kernel.org\nS:\tMaintained\n\n"
+ENTRY = (
+    "KVM IN RUST\nM:\tKVM userfault series <series@kvm-userfault.invalid>\n"
+    "L:\tkvm@vger.kernel.org\nS:\tMaintained\n\n"
+)
 # Stand-ins for the kernel's scripts, with the one property that a test needs.
 CHECKPATCH = """\
 #!/bin/sh
@@ -56,13 +60,33 @@ def scratch():
     return tempfile.TemporaryDirectory()
 
 
-class Small(unittest.TestCase):
-    """One patch changes a file and adds another, one adds an entry to MAINTAINERS."""
+def half_am(tree):
+    """Leaves what a 'git am' leaves that is killed."""
+    folder = tree / ".git/rebase-apply"
+    folder.mkdir()
+    for name in ("applying", "abort-safety"):
+        (folder / name).touch()
+
+
+class Scratch(unittest.TestCase):
+    """A folder for the time of a test."""
 
     def setUp(self):
         self.stack = contextlib.ExitStack()
         self.addCleanup(self.stack.close)
-        self.root = pathlib.Path(self.stack.enter_context(scratch()))
+        self.folder = pathlib.Path(self.stack.enter_context(scratch()))
+
+    def replace(self, module, **values):
+        """Gives names of a module other values during a test."""
+        self.stack.enter_context(mock.patch.multiple(module, **values))
+
+
+class Small(Scratch):
+    """One patch changes a file and adds another, one adds an entry to MAINTAINERS."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = self.folder
         self.repo, self.tree = self.root / "a repo", self.root / "linux"
         self.patches = self.repo / "patches"
         places = {
@@ -71,9 +95,10 @@ class Small(unittest.TestCase):
             "REPO": self.repo,
             "PATCHES": self.patches,
             "TREE": self.tree,
+            "SIGNED": self.root / "signed",
             "say": mock.Mock(),
         }
-        for module in (base, common, export, kgit, mirrors, parts, patches, tree, user_tree):
+        for module in (base, common, export, kgit, patches, send, sign, track, tree, user_tree):
             have = {name: value for name, value in places.items() if hasattr(module, name)}
             self.replace(module, **have)
 
@@ -86,8 +111,8 @@ class Small(unittest.TestCase):
         self.write("Makefile", MAKEFILE)
         self.write("MAINTAINERS", MAINTAINERS)
         self.write("virt/kvm/kvm_main.c", MAIN)
-        self.write("scripts/checkpatch.pl", CHECKPATCH).chmod(0o755)
-        self.write("scripts/get_maintainer.pl", GET_MAINTAINER).chmod(0o755)
+        for name, text in (("checkpatch", CHECKPATCH), ("get_maintainer", GET_MAINTAINER)):
+            self.write(f"scripts/{name}.pl", text).chmod(0o755)
         self.git("init", "--quiet", "--initial-branch=base")
         self.commit("base")
         self.pin("base")
@@ -98,11 +123,6 @@ class Small(unittest.TestCase):
         self.write("MAINTAINERS", MAINTAINERS.replace("THE REST", f"{ENTRY}THE REST"))
         self.commit("MAINTAINERS: Add an entry\n\nAssisted-by: LLM")
         export.write()
-
-    def replace(self, module, **values):
-        """Gives names of a module other values during a test."""
-        for name, value in values.items():
-            self.stack.enter_context(mock.patch.object(module, name, value))
 
     def git(self, *words, **context):
         """Runs git with a date that is always the same."""

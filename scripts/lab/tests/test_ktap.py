@@ -43,16 +43,12 @@ not ok 3 selftests: kvm: userfault_rearm # TIMEOUT 120 seconds
 class Report(unittest.TestCase):
     """KUnit's and kselftest's reports, on one console."""
 
-    def setUp(self):
-        self.programs = ktap.parse(REPORT)
-
     def test_programs(self):
         """Each program has its verdict, its reason from wherever it was given, and its own cases;
         what a test quotes is none."""
-        found = [(one.name, one.verdict, one.reason) for one in self.programs]
-        found += [(one.name, one.verdict, one.reason) for one in self.programs[1].cases]
+        programs = ktap.parse(REPORT)
         self.assertEqual(
-            found,
+            [(one.name, one.verdict, one.reason) for one in [*programs, *programs[1].cases]],
             [
                 ("kvm_arm64_userfault", ktap.FAIL, ""),
                 ("userfault_exits", ktap.FAIL, "exit=1"),
@@ -64,24 +60,16 @@ class Report(unittest.TestCase):
         )
 
     def test_failures(self):
-        """What failed is named once: by its cases, or by how its program ended."""
-        self.assertEqual(
-            run.failures(REPORT),
-            [
-                "kvm_arm64_userfault size_never_grows",
-                "userfault_exits marked_page_exits",
-                "userfault_rearm: TIMEOUT 120 seconds",
-            ],
-        )
+        """What failed is named once: by its cases, or by how its program ended. What the kernel
+        finds wrong with itself is a failure; what only looks like one is not."""
+        wrong = ["kvm_arm64_userfault size_never_grows", "userfault_exits marked_page_exits"]
+        wrong.append("userfault_rearm: TIMEOUT 120 seconds")
+        splat = "WARNING: arch/arm64/kvm/mmu.c:1 at kvm_handle_guest_abort"
+        lines = [splat, "ok 1 not ok 2", "# this is not ok", "ok 3 done"]
+        self.assertEqual(run.failures(REPORT + lines), [*wrong, splat])
         # What skips and may not counts as failed to those who hunt mutants.
         failed = ["size_never_grows", "marked_page_exits", "userfault_rearm", "store_exits"]
         self.assertEqual(mutants.failed_cases(REPORT, "vhe", "4k"), failed)
-
-    def test_splat(self):
-        """What the kernel finds wrong with itself is a failure; what only looks like one is not."""
-        splat = "WARNING: arch/arm64/kvm/mmu.c:1 at kvm_handle_guest_abort"
-        lines = [splat, "ok 1 not ok 2", "# this is not ok", "ok 3 done"]
-        self.assertEqual(run.failures(lines), [splat])
 
 
 class Console(unittest.TestCase):
@@ -93,14 +81,12 @@ class Console(unittest.TestCase):
     def test_complete(self):
         """All that is there is read, among the kernel's own messages."""
         programs = ktap.parse(self.lines)
-        self.assertEqual(len(programs), 10)
-        self.assertEqual(sum(len(program.cases) for program in programs), 52)
+        self.assertEqual((len(programs), sum(len(one.cases) for one in programs)), (10, 52))
         self.assertEqual(run.problems(0, self.lines), [])
 
     def test_cut(self):
         """Wherever the console ends too early, that is seen."""
-        end = self.lines.index("ok 9 selftests: kvm: userfault_restore")
-        for last in range(end):
+        for last in range(self.lines.index("ok 9 selftests: kvm: userfault_restore")):
             with self.subTest(last=self.lines[last]):
                 self.assertTrue(run.problems(0, self.lines[:last]))
         died = self.lines[: self.lines.index("# ok 4 walk_of_stage_1_exits") + 1]

@@ -21,11 +21,6 @@ NAMES = ("4k-vhe", "4k-protected", "64k-vhe")
 VHE, PROTECTED, VHE_64K = ((CONSOLES / f"{one}.log").read_text().splitlines() for one in NAMES)
 
 
-def result(pages, name, lines):
-    """Returns a run with a console."""
-    return matrix.Run(name, pages, ktap.parse(lines), run.problems(0, lines), 61.7)
-
-
 def suite(*cases):
     """Returns a console of a suite with cases; 'one # SKIP why' is one that was skipped."""
     lines = ["    # Subtest: suite", f"    1..{len(cases)}"]
@@ -42,15 +37,17 @@ class Report(unittest.TestCase):
         """Consoles that were recorded have a row for each program and page size; a machine that did
         not boot has failed; what failed or was skipped is listed with its reason and place."""
         runs = [
-            result("4k", "vhe", VHE),
-            result("4k", "protected", PROTECTED),
-            result("64k", "vhe", VHE_64K),
-            matrix.Run("protected", "64k", [], ["it did not boot"], 600),
+            matrix.Run(name, pages, ktap.parse(lines), run.problems(0, lines), 61.7)
+            for pages, name, lines in (
+                ("4k", "vhe", VHE),
+                ("4k", "protected", PROTECTED),
+                ("64k", "vhe", VHE_64K),
+            )
         ]
+        runs.append(matrix.Run("protected", "64k", [], ["it did not boot"], 600))
         lines, _ = matrix.report(runs, whole=False)
         rows = [line for line in lines if line.startswith("|")]
-        self.assertEqual(len({len(row) for row in rows}), 1)
-        self.assertEqual(len(rows), 2 + 2 * (10 + 1))
+        self.assertEqual((len({len(row) for row in rows}), len(rows)), (1, 2 + 2 * (10 + 1)))
         for line in (
             "| 4k    | userfault_dirty_log   | 7         | 6, 1 skip   |",
             "| 4k    | userfault_nested      | skip      | skip        |",
@@ -80,50 +77,44 @@ class Report(unittest.TestCase):
             lines, found = matrix.report(runs, whole)
             self.assertEqual(found, good)
             self.assertIn(words, "\n".join(lines))
-        bad = matrix.Run("nvhe", "4k", ktap.parse(both), ["BUG: bad page"], 1)
-        self.assertFalse(matrix.report([runs[0], bad], whole=False)[1])
+        runs[0].wrong = ["BUG: bad page"]
+        self.assertFalse(matrix.report(runs, whole=False)[1])
 
 
-class Loop(unittest.TestCase):
+class Loop(small.Scratch):
     """The machines are run one after the other, whatever happens to one."""
 
-    def setUp(self):
-        scratch = small.scratch()
-        self.addCleanup(scratch.cleanup)
-        self.build = pathlib.Path(scratch.name)
-        (self.build / ".config").write_text(f"CONFIG_{run.KUNIT_OPTION}=y\n")
-
-    def run_matrix(self, boot, variant=None, **wanted):
+    def run_matrix(self, boots, built=None, **wanted):
         """Runs machines that are not there, and returns (exit code, what was printed)."""
+        (self.folder / ".config").write_text(f"CONFIG_{run.KUNIT_OPTION}=y\n")
         args = argparse.Namespace(machine=None, pages=None, timeout=600, without=None)
         vars(args).update(wanted)
-        variant = variant or mock.Mock(return_value=(self.build, "initrd"))
+        self.boot = mock.Mock(side_effect=boots)
+        good = self.folder, "initrd"
+        variants = mock.Mock(side_effect=[built or good, good, good])
         with (
-            mock.patch.object(machine, "boot", boot),
-            mock.patch.object(run, "build_variant", variant),
+            mock.patch.object(machine, "boot", self.boot),
+            mock.patch.object(run, "build_variant", variants),
             mock.patch.object(run, "say"),
-            mock.patch.object(skips, "allowed", return_value=[skips.Allowed(*"*****")]),
+            mock.patch.object(skips, "allowed", return_value=[["*"] * 5]),
             contextlib.redirect_stdout(io.StringIO()) as out,
         ):
             return run.run_matrix(args, "source"), out.getvalue()
 
     def test_which(self):
         """All machines run with all page sizes, or those that are wanted."""
-        boot = mock.Mock(return_value=(0, VHE))
-        code, text = self.run_matrix(boot)
-        self.assertEqual(boot.call_count, len(machine.MACHINES) * len(machine.PAGES))
-        self.assertEqual(code, 1)
+        count = len(machine.MACHINES) * len(machine.PAGES)
+        code, text = self.run_matrix([(0, VHE)] * count)
+        self.assertEqual((code, self.boot.call_count), (1, count))
         self.assertIn("which is an error:\n\n- userfault_interface protected_vm_is_refused\n", text)
-        boot.reset_mock()
-        self.assertEqual(self.run_matrix(boot, machine="nvhe")[0], 0)
-        self.assertEqual([call.args[0] for call in boot.mock_calls], ["nvhe"] * 3)
+        self.assertEqual(self.run_matrix([(0, VHE)] * 3, machine="nvhe")[0], 0)
+        self.assertEqual([call.args[0] for call in self.boot.mock_calls], ["nvhe"] * 3)
 
     def test_machine_that_hangs(self):
         """The cases that it had run are shown, the rest has failed, and the others go on."""
         part = VHE[: VHE.index("# ok 4 walk_of_stage_1_exits") + 1]
         hang = machine.Unfinished("the machine did not finish in 600 seconds", part)
-        boot = mock.Mock(side_effect=[(0, VHE), hang, (0, VHE), (0, VHE), (0, VHE)])
-        code, text = self.run_matrix(boot, pages="4k")
+        code, text = self.run_matrix([(0, VHE), hang, *[(0, VHE)] * 3], pages="4k")
         self.assertEqual(code, 1)
         for words in (
             "| userfault_dirty_log   | 7         | 7         | 7 ",
@@ -136,8 +127,7 @@ class Loop(unittest.TestCase):
 
     def test_build_that_fails(self):
         """A page size that cannot be built has failed on all machines, and the others run."""
-        boot, built = mock.Mock(return_value=(0, VHE)), (self.build, "initrd")
-        variant = mock.Mock(side_effect=[LabError("the step failed"), built, built])
-        code, text = self.run_matrix(boot, variant, machine="vhe")
-        self.assertEqual((code, boot.call_count), (1, 2))
+        failed = LabError("the step failed")
+        code, text = self.run_matrix([(0, VHE)] * 2, failed, machine="vhe")
+        self.assertEqual((code, self.boot.call_count), (1, 2))
         self.assertIn("- the step failed; on vhe 4k\n", text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Patches, mirrored folders and tree: every difference between them is noticed."""
+"""Patches, parts, mirrored folders and tree: every difference between them is noticed."""
 
 import shutil
 from unittest import mock
@@ -12,6 +12,8 @@ import small
 import tree
 from common import LabError
 
+FIRST, SECOND = SUBJECTS = ["KVM: Add a file", "MAINTAINERS: Add an entry"]
+
 
 class Series(small.Small):
     """The series as it was exported, and what may become of it."""
@@ -22,9 +24,8 @@ class Series(small.Small):
         self.assertEqual(export.check(), [])
         self.assertEqual((self.repo / "arch-arm64-kvm/new.rs").read_text(), "// New.\n")
         first = patches.cover_file().read_text()
-        self.assertIn("so long that it has\n to be continued\n", first)
-        self.assertIn("\nIts text.\n", first)
-        self.assertIn("3 files changed", first)
+        for words in ("it has\n to be continued\n", "\nIts text.\n", "3 files changed"):
+            self.assertIn(words, first)
         export.write()
         self.assertEqual(patches.cover_file().read_text(), first)
 
@@ -34,20 +35,19 @@ class Series(small.Small):
         new.write_text("// Edited.\n")
         other.write_text("")
         (self.repo / "MAINTAINERS.snippet").unlink()
-        differs = "differs from what the patches produce"
+        differs = "arch-arm64-kvm/new.rs differs from what the patches produce"
         missing = "MAINTAINERS.snippet is missing: the patches add it"
         added = "arch-arm64-kvm/other.rs is not in the patches"
-        self.assertEqual(export.check(), [missing, f"arch-arm64-kvm/new.rs {differs}", added])
+        self.assertEqual(export.check(), [missing, differs, added])
         export.write()
         self.assertEqual((export.check(), other.exists()), ([], False))
 
     def test_work_that_is_not_exported(self):
         """Uncommitted changes and unexported commits are named, and apply refuses to lose them."""
         self.write("virt/kvm/kvm_main.c", "newer\n")
-        self.assertEqual(tree.own_work(), "uncommitted changes")
+        self.assertEqual(tree.own_work(), tree.UNCOMMITTED)
         self.commit("More")
-        self.assertEqual(tree.own_work(), "commits that are not exported")
-        with self.assertRaisesRegex(LabError, "commits that are not exported"):
+        with self.assertRaisesRegex(LabError, tree.UNEXPORTED):
             tree.apply()
         tree.apply(force=True)
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
@@ -57,40 +57,33 @@ class Series(small.Small):
         """A patch against other content is named, and the tree stays as it was."""
         path = self.patches / "0001-KVM-Add-a-file.patch"
         path.write_text(path.read_text().replace("-line 15", "-other"))
-        (wrong,) = export.check()
-        self.assertIn("'KVM: Add a file' does not apply", wrong)
+        self.assertRegex(export.check()[0], f"(?s){path.name}.*does not apply")
         before = kgit.tip()
         with self.assertRaisesRegex(LabError, "'KVM: Add a file' does not apply"):
             tree.apply()
-        self.assertEqual(kgit.tip(), before)
-        self.assertEqual(tree.own_work(), "")
+        self.assertEqual((kgit.tip(), tree.own_work()), (before, ""))
 
     def test_variant(self):
-        """A variant has the name and the message of its patch, or is named."""
+        """A variant has the name and the message of its patch, or is named; it follows its patch to
+        another place in the series, and keeps its diff."""
         variant = self.add_variant()
         self.assertEqual(export.check(), [])
-        name = "patches/7.2/0001-KVM-Add-a-file.patch"
-        wrong = f"{name} is not a patch of the series with the same message"
-        variant.write_text(variant.read_text().replace("Assisted-by", "Signed-off-by"))
-        self.assertEqual(export.check(), [wrong])
-        variant.rename(variant.with_name("0003-Another.patch"))
-        self.assertEqual(export.check(), [wrong.replace("0001-KVM-Add-a-file", "0003-Another")])
-
-    def test_variant_is_numbered(self):
-        """A variant follows its patch to another place in the series, and keeps its diff."""
-        self.add_variant()
+        text = variant.read_text()
+        variant.write_text(text.replace("Assisted-by", "Signed-off-by"))
+        wrong = "patches/7.2/{} is not a patch of the series with the same message"
+        self.assertEqual(export.check(), [wrong.format(variant.name)])
+        other = variant.rename(variant.with_name("0003-Another.patch"))
+        self.assertEqual(export.check(), [wrong.format(other.name)])
         self.git("checkout", "--quiet", "--detach", "base")
         self.write("virt/kvm/first.c", "first\n")
         self.commit("KVM: Come first")
         self.git("rebase", "--quiet", "--onto", "HEAD", "base", kgit.BRANCH)
-        parts = "core: KVM: Come first\nentry: MAINTAINERS: Add an entry\n"
-        (self.patches / "parts").write_text(parts)
+        (self.patches / "parts").write_text(f"core: KVM: Come first\nentry: {SECOND}\n")
         export.write()
         (variant,) = patches.variants()
         self.assertEqual(variant.name, "0002-KVM-Add-a-file.patch")
-        text = variant.read_text()
-        self.assertIn("\nSubject: [RFC PATCH 2/3] KVM: Add a file\n", text)
-        self.assertIn("\n-line fifteen;\n", text)
+        for words in ("\nSubject: [RFC PATCH 2/3] KVM: Add a file\n", "\n-line fifteen;\n"):
+            self.assertIn(words, variant.read_text())
         self.assertEqual(export.check(), [])
 
     def test_another_base(self):
@@ -102,14 +95,13 @@ class Series(small.Small):
         self.git("checkout", "--quiet", kgit.BRANCH)
         self.pin(newer, release="7.3.1", commit=newer)
         self.write("Makefile", "mine\n")
-        with self.assertRaisesRegex(LabError, "uncommitted changes"):
+        with self.assertRaisesRegex(LabError, tree.UNCOMMITTED):
             tree.apply()
         self.assertNotEqual(kgit.tip("base"), newer)
         self.git("checkout", "--quiet", "Makefile")
         tree.apply()
-        self.assertEqual(kgit.tip("base"), newer)
+        self.assertEqual((kgit.tip("base"), export.check()), (newer, []))
         self.assertTrue(kgit.is_ancestor("base", kgit.BRANCH))
-        self.assertEqual(export.check(), [])
 
     def test_base_of_a_package(self):
         """A tree that is not there is made from the source package."""
@@ -133,13 +125,30 @@ class Series(small.Small):
 
     def test_killed_while_applying(self):
         """What a run leaves that is killed in the middle of 'git am' is no work of the user's."""
-        tree.applying_file().touch()
+        kgit.note("applying").touch()
         self.git("checkout", "--quiet", "--detach", "base")
-        (self.tree / ".git/rebase-apply").mkdir()
-        (self.tree / ".git/rebase-apply/applying").touch()
-        (self.tree / ".git/rebase-apply/abort-safety").write_text("")
+        small.half_am(self.tree)
         self.write("virt/kvm/kvm_main.c", "half\n")
-        with mock.patch.object(kgit, "git", wraps=kgit.git) as git:
-            self.assertEqual(tree.own_work(), "")
-        self.assertIn(mock.call("am", "--abort", tree=self.tree), git.mock_calls)
+        self.assertEqual(tree.own_work(), "")
+        self.assertFalse((self.tree / ".git/rebase-apply").exists())
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
+
+    def test_parts(self):
+        """Each part begins with its first patch and ends before that of the next; a list that names
+        no patch or several, has another order, or is not there, is named, and so are covers."""
+        found = patches.parts([FIRST, "Another", SECOND])
+        self.assertEqual(found, [patches.Part("core", 0, 2), patches.Part("entry", 2, 3)])
+        first, second = small.PARTS.splitlines(keepends=True)
+        for text, subjects, words in (
+            (small.PARTS, [FIRST], f"'{SECOND}', which is the subject of 0 patches"),
+            (small.PARTS, [*SUBJECTS, SECOND], "subject of 2 patches"),
+            (second + first, SUBJECTS, "not in the order"),
+            (second, SUBJECTS, "does not begin with the first patch"),
+        ):
+            (self.patches / "parts").write_text(text)
+            self.assertRaisesRegex(LabError, words, patches.parts, subjects)
+        self.assertIn("does not begin", "\n".join(export.check()))
+        (self.patches / "parts").write_text(small.PARTS)
+        (self.patches / "cover-core.txt").rename(self.patches / "cover-old.txt")
+        missing = "cover-core.txt is missing: a part needs it"
+        self.assertEqual(export.check(), [missing, "cover-old.txt is the cover letter of no part"])

@@ -21,14 +21,17 @@ def known_as(name, address):
     return mock.patch.dict(os.environ, KVM_USERFAULT_SUBMITTER=words)
 
 
-class Submitter(small.Small):
-    """A person signs, and nobody else, as the host's git knows."""
+class Signed(small.Small):
+    """The signed copy of a series, by a person, and nobody else, as the host's git knows."""
+
+    def setUp(self):
+        super().setUp()
+        self.stack.enter_context(known_as(*PERSON))
 
     def test_who(self):
         """A person is taken as git has them; roles, addresses that take no mail, and a user whom
         git does not know are refused."""
-        with known_as(*PERSON):
-            self.assertEqual(sign.submitter(), PERSON)
+        self.assertEqual(sign.submitter(), PERSON)
         for name, address, words in (
             (*kgit.ROLE, "is a role"),
             (kgit.ROLE[0], "ann@kernel.org", "is a role"),
@@ -61,22 +64,6 @@ class Submitter(small.Small):
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
             self.assertTrue(done.stdout.startswith(start), done.stdout)
 
-
-class Signed(small.Small):
-    """The signed copy of a series."""
-
-    def setUp(self):
-        super().setUp()
-        self.replace(sign, CACHE=self.root, REPO=self.repo, SIGNED=self.root / "signed")
-        self.stack.enter_context(known_as(*PERSON))
-
-    def messages(self, *options):
-        """Returns what the commits of the signed copy say."""
-        folder = self.stack.enter_context(small.scratch())
-        export.copy_base(folder)
-        kgit.am(folder, patches.patch_files(sign.SIGNED))
-        return self.git("log", "--reverse", *options, "base..", tree=folder)
-
     def test_signature(self):
         """Each patch is the submitter's, but for those of others; a Signed-off-by is the last line
         of its message. Cover letter and entry in MAINTAINERS name the submitter; patches/ stays."""
@@ -86,12 +73,7 @@ class Signed(small.Small):
         before = patches.digest()
         folder, identity, remarks = sign.sign()
         self.assertEqual((folder, identity, remarks), (sign.SIGNED, PERSON, []))
-        line = "%an <%ae>|%(trailers:only,unfold,separator=%x7C)"
-        name = f"{PERSON[0]} <{PERSON[1]}>"
-        self.assertEqual(
-            self.messages(f"--format={line}").splitlines(),
-            [f"{author}|Assisted-by: LLM|Signed-off-by: {name}" for author in (other, name)],
-        )
+        self.assertEqual((patches.digest(), export.check()), (before, []))
         cover = patches.cover_file(folder)
         self.assertEqual(sign.author(cover), PERSON)
         self.assertIn(f"\n{PERSON[0]} (2):\n", cover.read_text())
@@ -100,7 +82,14 @@ class Signed(small.Small):
         self.assertEqual((folder / "MAINTAINERS.snippet").read_text(), entry)
         added = "".join(f"+{line}\n" for line in entry.splitlines())
         self.assertIn(added, (folder / "0002-MAINTAINERS-Add-an-entry.patch").read_text())
-        self.assertEqual((patches.digest(), export.check()), (before, []))
+        self.git("checkout", "--quiet", "--detach", "base")
+        kgit.am(self.tree, patches.patch_files(folder))
+        form = "--format=%an <%ae>|%(trailers:only,unfold,separator=%x7C)"
+        name = f"{PERSON[0]} <{PERSON[1]}>"
+        self.assertEqual(
+            self.git("log", "--reverse", form, "base..HEAD").splitlines(),
+            [f"{author}|Assisted-by: LLM|Signed-off-by: {name}" for author in (other, name)],
+        )
 
     def test_refused(self):
         """A signature that checkpatch does not accept is none, a folder with other things stays,
@@ -110,7 +99,7 @@ class Signed(small.Small):
         mine.touch()
         with self.assertRaisesRegex(LabError, "name another folder"):
             sign.sign(mine.parent)
-        self.assertEqual(list(mine.parent.iterdir()), [mine])
+        self.assertTrue(mine.exists())
         (self.repo / "MAINTAINERS.snippet").write_text("ANOTHER ENTRY\nS:\tMaintained\n\n")
         self.assertRaisesRegex(LabError, "MAINTAINERS.snippet differs", sign.sign)
         (self.repo / "MAINTAINERS.snippet").write_text(small.ENTRY)
@@ -127,7 +116,6 @@ class Signed(small.Small):
         old = sign.SIGNED / "0003-KVM-Gone.patch"
         old.touch()
         sign.sign()
-        self.assertFalse(old.exists())
-        self.assertEqual(sign.latest(), sign.SIGNED)
-        (self.patches / "0002-MAINTAINERS-Add-an-entry.patch").unlink()
+        self.assertEqual((old.exists(), sign.latest()), (False, sign.SIGNED))
+        (self.patches / "cover-entry.txt").write_text("Subject: Another\n\nText\n")
         self.assertRaisesRegex(LabError, "of other patches", sign.latest)

@@ -13,35 +13,35 @@ LIST = """\
 nvhe,x  *         suite             two        no * here
 *       64k*      whole             *          needs *
 """
-SUITE = ["# selftests: kvm: suite", "# ok 1 one", "# ok 2 two # SKIP no EL2 here",
-         "ok 1 selftests: kvm: suite"]  # fmt: skip
-WHOLE = ["# selftests: kvm: whole", "# 1..0 # SKIP needs NV", "ok 1 selftests: kvm: whole # SKIP"]
+SUITE = """\
+# selftests: kvm: suite
+# ok 1 one
+# ok 2 two # SKIP no EL2 here
+ok 1 selftests: kvm: suite
+"""
+WHOLE = """\
+# selftests: kvm: whole
+# 1..0 # SKIP needs NV
+ok 1 selftests: kvm: whole # SKIP
+"""
+MAY_NOT = " was skipped, and may not be: "
 
 
 class Skips(unittest.TestCase):
     """Each skip is held against the list, with where it was and its reason."""
 
-    def unexpected(self, machine, kernel, lines):
-        """Returns what is not allowed."""
-        return skips.unexpected(machine, kernel, ktap.parse(lines), skips.allowed(LIST))
-
-    def test_allowed(self):
-        """What the list names is no failure."""
-        self.assertEqual(self.unexpected("nvhe", "4k", SUITE), [])
-        self.assertEqual(self.unexpected("vhe", "64k-debug", WHOLE), [])
-
-    def test_another_machine(self):
-        """The same on another machine or kernel is one."""
-        wrong = ["suite two was skipped, and may not be: no EL2 here"]
-        self.assertEqual(self.unexpected("vhe", "4k", SUITE), wrong)
-        wrong = ["whole was skipped, and may not be: needs NV"]
-        self.assertEqual(self.unexpected("vhe", "4k", WHOLE), wrong)
-
-    def test_another_reason(self):
-        """So is the same case for another reason."""
-        lines = [line.replace("no EL2 here", "an error") for line in SUITE]
-        wrong = ["suite two was skipped, and may not be: an error"]
-        self.assertEqual(self.unexpected("nvhe", "4k", lines), wrong)
+    def test_unexpected(self):
+        """What the list names is no failure; the same elsewhere, or for another reason, is one."""
+        for machine, kernel, text, wrong in (
+            ("nvhe", "4k", SUITE, []),
+            ("vhe", "64k-debug", WHOLE, []),
+            ("vhe", "4k", SUITE, [f"suite two{MAY_NOT}no EL2 here"]),
+            ("vhe", "4k", WHOLE, [f"whole{MAY_NOT}needs NV"]),
+            ("nvhe", "4k", SUITE.replace("no EL2 here", "error"), [f"suite two{MAY_NOT}error"]),
+        ):
+            programs = ktap.parse(text.splitlines())
+            found = skips.unexpected(machine, kernel, programs, skips.allowed(LIST))
+            self.assertEqual(found, wrong)
 
     def test_list(self):
         """The list of the lab can be read, and a line of another form is named."""

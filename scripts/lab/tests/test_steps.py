@@ -2,8 +2,6 @@
 """What the check of each patch makes of what the compiler and other tools say."""
 
 import contextlib
-import pathlib
-import unittest
 from unittest import mock
 
 import small
@@ -11,30 +9,25 @@ import steps
 from common import LabError
 
 
-class Steps(unittest.TestCase):
+class Steps(small.Scratch):
     """Two patches, and stand-ins for what builds them."""
 
     def setUp(self):
+        super().setUp()
         self.source = {"one": "1", "two": "2", "base": "0"}
-        scratch = small.scratch()
-        self.addCleanup(scratch.cleanup)
-        nothing = contextlib.nullcontext()
-        for name, stand_in in {
-            "CACHE": pathlib.Path(scratch.name),
-            "BUILDS": {"4k": ["Image"], "16k": ["Image"]},
-            "commits": lambda: [("one", "One"), ("two", "Two")],
-            "content_of": lambda commit, without: self.source[commit],
-            "files": lambda commit: [],
-            "sparse_words": list,
-            "overlays": mock.Mock(return_value=nothing),
-            "kernel": mock.Mock(),
-        }.items():
-            patcher = mock.patch.object(steps, name, stand_in)
-            patcher.start()
-            self.addCleanup(patcher.stop)
-        patcher = mock.patch.object(steps.patches, "touched_files", return_value=[])
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.replace(
+            steps,
+            CACHE=self.folder,
+            BUILDS={"4k": ["Image"], "16k": ["Image"]},
+            commits=lambda: [("one", "One"), ("two", "Two")],
+            content_of=lambda commit, without: self.source[commit],
+            files=lambda commit: [],
+            sparse_words=list,
+            overlays=mock.Mock(return_value=contextlib.nullcontext()),
+            kernel=mock.Mock(),
+            kgit=mock.MagicMock(),
+            patches=mock.Mock(**{"touched_files.return_value": []}),
+        )
 
     def results(self, *looks):
         """Returns what is said of the patches, where a look that is an error is raised."""
@@ -49,12 +42,10 @@ class Steps(unittest.TestCase):
         lines = ["a.c:7: warning: as ever", "a.c:9: warning: as ever", "a.c:3: warning: new"]
         base, moved, new = (steps.remarks(line) for line in lines)
         found = self.results(base, moved, moved + new, base, LabError("no"), base)
-        self.assertEqual(
-            found,
-            {("4k", "One"): [], ("4k", "Two"): ["a.c: warning: new"],
-             ("16k", "One"): ["no"], ("16k", "Two"): []},
-        )  # fmt: skip
-        self.assertEqual(list(self.results(base, base, base, base)), [("4k", "Two"), ("16k", "One")])
+        wrong = {("4k", "Two"): ["a.c: warning: new"], ("16k", "One"): ["no"]}
+        self.assertEqual(found, {("4k", "One"): [], ("16k", "Two"): []} | wrong)
+        self.assertEqual(list(self.results(base, base, base, base)), list(wrong))
         self.assertEqual(self.results(), {})
         self.source["two"] = "changed"
-        self.assertEqual(list(self.results(base, base, base, base)), [("4k", "Two"), ("16k", "Two")])
+        again = list(self.results(base, base, base, base))
+        self.assertEqual(again, [("4k", "Two"), ("16k", "Two")])

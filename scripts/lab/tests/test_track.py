@@ -31,7 +31,6 @@ class Track(small.Small):
 
     def setUp(self):
         super().setUp()
-        self.replace(track, say=mock.Mock())
         self.remote = self.root / "re mote"
         self.git("clone", "--quiet", "--branch=base", self.tree, self.remote)
         self.git("checkout", "--quiet", "-b", "next", tree=self.remote)
@@ -41,10 +40,7 @@ class Track(small.Small):
         """Adds a commit to the remote's branch; a file without content is removed."""
         for name, text in files.items():
             path = self.remote / {"main": "virt/kvm/kvm_main.c"}.get(name, name)
-            if text is None:
-                path.unlink()
-            else:
-                path.write_text(text)
+            path.unlink() if text is None else path.write_text(text)
         self.git("commit", "--quiet", "--all", f"--message={message}", tree=self.remote)
 
     def track(self, **options):
@@ -60,24 +56,20 @@ class Track(small.Small):
         heads = self.git("rev-parse", "base", kgit.BRANCH)
         return heads, patches.digest(), (self.patches / "base").read_text()
 
-    def test_same_base_and_dry_run(self):
-        """A base that is the same is not exported again, and a dry run exports nothing."""
+    def test_newer_base(self):
+        """The series is exported on a base that it fits by a merge, and the old one is kept. A base
+        that is the same is not exported again, and a dry run exports nothing."""
         before = self.state()
         self.assertIn("2 patches apply to 7.3, the base that patches/base names", self.track()[2])
-        self.upstream(SUBJECT, main=other(1))
-        code, exported, text = self.track(dry_run=True)
-        self.assertEqual((code, exported, self.state()), (0, False, before))
-        self.assertIn("2 patches can be exported on 7.3", text)
-
-    def test_newer_base(self):
-        """The series is exported on a base that it fits by a merge, and the old one is kept."""
         makefile = small.MAKEFILE.replace("SUBLEVEL = 0", "SUBLEVEL = 1")
         self.upstream("Linux 7.3.1", Makefile=makefile, main=other(13))
+        code, exported, text = self.track(dry_run=True)
+        self.assertEqual((code, exported, self.state()), (0, False, before))
+        self.assertIn("2 patches can be exported on 7.3.1", text)
         code, exported, text = self.track()
-        self.assertEqual((code, exported), (0, True), text)
+        self.assertEqual((code, exported, text.count("\nok ")), (0, True, 2), text)
         self.assertIn("base 7.3 -> 7.3.1", text)
-        self.assertEqual(text.count("\nok "), 2)
-        self.assertIn(" ! 1: ", text.replace("1:  ", " ", 1))
+        self.assertRegex(text, r"\n1: .* ! 1: ")
         main = (self.tree / "virt/kvm/kvm_main.c").read_text()
         self.assertIn("line 13 of upstream;\nline 14;\nline 15, with userfault;", main)
         pin, head = base.pinned(), self.git("rev-parse", "next", tree=self.remote)
@@ -98,7 +90,7 @@ class Track(small.Small):
         code, exported, text = self.track()
         self.assertEqual((code, exported, self.state()), (1, False, before))
         for words in (
-            "CONFLICT   1 KVM: Add a file\n             CONFLICT (content): Merge conflict in virt/",
+            "CONFLICT   1 KVM: Add a file\n             CONFLICT (content): Merge conflict in ",
             "CONFLICT   2 MAINTAINERS: Add an entry\n             CONFLICT (modify/delete): MAINT",
             "ok         3 KVM: Go on",
             f"rebase --onto {track.NEW} base {kgit.BRANCH}",
@@ -161,10 +153,9 @@ class Track(small.Small):
         self.assertRaisesRegex(LabError, "new.rs differs", self.track)
 
     def test_bad_remote(self):
-        """No repository, a branch that it lacks, and a tree of something else are errors."""
-        for options in ({"branch": "other"}, {"remote": str(self.root / "nothing")}):
-            with self.assertRaisesRegex(LabError, "git cannot fetch"):
-                self.track(**options)
+        """A branch that is not there, and a tree of something else are errors."""
+        with self.assertRaisesRegex(LabError, "the step 'fetching other of"):
+            self.track(branch="other")
         self.upstream("Something else", main=None)
         self.assertRaisesRegex(LabError, "not a kernel source tree", self.track)
 
@@ -175,8 +166,8 @@ class Track(small.Small):
         commit = self.git("rev-parse", "next", tree=self.remote)
         self.git("fetch", "--quiet", self.remote, "next")
         (self.root / "linux-source_7.3.9-1.deb").write_text("a package")
-        self.replace(base, SOURCES=self.root, download=mock.Mock())
-        self.replace(base, find=mock.Mock(return_value=("linux-source", "7.3.9-1", ("-oX=y",))))
+        found = mock.Mock(return_value=("linux-source", "7.3.9-1", ("-oX=y",)))
+        self.replace(base, SOURCES=self.root, download=mock.Mock(), find=found)
         self.replace(tree, commit_source=mock.Mock(return_value=commit))
         self.assertEqual(self.track(debian="7.3.9")[:2], (0, True))
         self.assertEqual(base.download.call_args.args[-1], "-oX=y")

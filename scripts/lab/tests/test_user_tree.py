@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The series on a kernel tree of the user's, which stays as it is."""
 
-
 import small
 import user_tree
 from common import LabError
@@ -16,9 +15,13 @@ class UserTree(small.Small):
         super().setUp()
         self.user = self.root / "my kernel"
         self.git("clone", "--quiet", "--branch=base", self.tree, self.user)
-        (self.user / "virt/kvm/kvm_main.c").write_text(UNRELATED)
-        (self.user / "MAINTAINERS").write_text(f"A new line.\n{small.MAINTAINERS}")
-        self.git("commit", "--quiet", "--all", "--message=Unrelated", tree=self.user)
+        self.change(self.user, "virt/kvm/kvm_main.c", UNRELATED)
+        self.change(self.user, "MAINTAINERS", f"A new line.\n{small.MAINTAINERS}")
+
+    def change(self, tree, name, text):
+        """Commits another content of a file."""
+        (tree / name).write_text(text)
+        self.git("commit", "--quiet", "--all", "--message=More", tree=tree)
 
     def check(self, user, main=UNRELATED):
         """Applies the series to a tree and looks at what came of it."""
@@ -30,39 +33,35 @@ class UserTree(small.Small):
         after = self.git("for-each-ref", tree=user), self.git("status", "--short", tree=user)
         self.assertEqual(after, before)
 
-    def test_unrelated_changes_and_a_space(self):
-        """Unrelated changes are merged, and the path may have a space."""
-        self.check(self.user)
-
     def test_shallow_clone(self):
-        """A shallow clone is enough, even where it lacks what a three-way merge needs."""
+        """Unrelated changes are merged. A shallow clone is enough, even where it lacks what a
+        three-way merge needs."""
+        self.check(self.user)
         shallow = self.root / "shallow"
         self.git("clone", "--quiet", "--depth=1", f"file://{self.user}", shallow)
         self.check(shallow)
         near = UNRELATED.replace("line 13;", "line thirteen;")
-        (shallow / "virt/kvm/kvm_main.c").write_text(near)
-        self.git("commit", "--quiet", "--all", "--message=More", tree=shallow)
+        self.change(shallow, "virt/kvm/kvm_main.c", near)
         self.check(shallow, near)
 
     def test_conflict(self):
         """A patch that does not fit is named, unless it has a variant that does."""
         text = UNRELATED.replace("line 15;", "line fifteen;")
-        (self.user / "virt/kvm/kvm_main.c").write_text(text)
-        self.git("commit", "--quiet", "--all", "--message=Related", tree=self.user)
+        self.change(self.user, "virt/kvm/kvm_main.c", text)
         with self.assertRaisesRegex(LabError, "'KVM: Add a file' does not apply"):
             user_tree.user_tree(self.user)
         self.add_variant()
         self.check(self.user, UNRELATED)
 
     def test_refused(self):
-        """A folder that is no kernel, one that is no git checkout, and one with changes that are not
-        committed are refused, and stay."""
+        """A folder that is no kernel, one that is no git checkout, and one with uncommitted changes
+        are refused, and stay."""
         (self.user / "Makefile").write_text("mine\n")
-        with self.assertRaisesRegex(LabError, "uncommitted changes: commit or stash them first"):
-            user_tree.user_tree(self.user)
+        for folder, words in (
+            (self.user, "uncommitted changes: commit or stash them first"),
+            (self.root, "not a kernel source tree"),
+        ):
+            self.assertRaisesRegex(LabError, words, user_tree.user_tree, folder)
         self.assertEqual((self.user / "Makefile").read_text(), "mine\n")
-        with self.assertRaisesRegex(LabError, "not a kernel source tree"):
-            user_tree.user_tree(self.root)
         (self.user / ".git").rename(self.root / "elsewhere")
-        with self.assertRaisesRegex(LabError, "not a git checkout"):
-            user_tree.user_tree(self.user)
+        self.assertRaisesRegex(LabError, "not a git checkout", user_tree.user_tree, self.user)
