@@ -7,7 +7,8 @@
 //!
 //! in little-endian words of 64 bits, values in two of them.
 
-use crate::error::{Result, fail};
+use anyhow::{Result, bail};
+
 use crate::layout::{Config, MAX_VCPUS, page_size};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ufsnap01");
@@ -37,7 +38,7 @@ impl State {
             self.config.vcpus as u64,
             sections.len() as u64,
         ];
-        let mut bytes: Vec<u8> = head.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut bytes = to_bytes(&head);
         for section in sections {
             bytes.extend((section.len() as u64).to_le_bytes());
             for (name, value) in section {
@@ -55,19 +56,19 @@ impl State {
 
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         if bytes.get(..8) != Some(&MAGIC.to_le_bytes()) {
-            fail!("this is no state of a machine");
+            bail!("this is no state of a machine");
         }
         let Some((content, sum)) = bytes.split_last_chunk::<8>() else {
-            fail!("the state of the machine is truncated");
+            bail!("the state of the machine is truncated");
         };
         if checksum(content) != u64::from_le_bytes(*sum) {
-            fail!("the state of the machine is truncated or damaged: its checksum is wrong");
+            bail!("the state of the machine is truncated or damaged: its checksum is wrong");
         }
         let mut words = Words(&content[8..]);
         let identity = words.word()?;
         let pages_of = words.word()?;
         if pages_of != page_size() as u64 {
-            fail!(
+            bail!(
                 "the state is of a host with pages of {pages_of} bytes, here they have {}",
                 page_size()
             );
@@ -80,10 +81,10 @@ impl State {
             sections.push((0..registers).map(|_| words.register()).collect::<Result<Registers>>()?);
         }
         let (Some(serial), Some(gic)) = (sections.pop(), sections.pop()) else {
-            fail!("the state of the machine has no devices");
+            bail!("the state of the machine has no devices");
         };
         if sections.len() != config.vcpus {
-            fail!("the state has {} vCPUs of {}", sections.len(), config.vcpus);
+            bail!("the state has {} vCPUs of {}", sections.len(), config.vcpus);
         }
         Ok(Self { identity, config, vcpus: sections, gic, serial })
     }
@@ -93,10 +94,10 @@ impl Config {
     /// Refuses what no machine of ours has.
     pub fn check(&self) -> Result<()> {
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
-            fail!("a machine has 1 to {MAX_VCPUS} vCPUs, not {}", self.vcpus);
+            bail!("a machine has 1 to {MAX_VCPUS} vCPUs, not {}", self.vcpus);
         }
         if self.ram == 0 || self.ram % (2 << 20) != 0 || self.ram > 64 << 30 {
-            fail!(
+            bail!(
                 "a machine has up to 64 GiB of memory, in units of 2 MiB, not {} bytes",
                 self.ram
             );
@@ -115,7 +116,7 @@ impl Words<'_> {
                 self.0 = rest;
                 Ok(*chunk)
             }
-            None => fail!("the state of the machine ends early"),
+            None => bail!("the state of the machine ends early"),
         }
     }
 
@@ -126,6 +127,16 @@ impl Words<'_> {
     fn register(&mut self) -> Result<(u64, u128)> {
         Ok((self.word()?, u128::from_le_bytes(self.take()?)))
     }
+}
+
+/// Words as they are in a file or a message.
+pub fn to_bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// The words of what [`to_bytes`] made.
+pub fn to_words(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
 }
 
 /// FNV-1a, to notice damage; it is no protection against an attacker.
@@ -175,6 +186,6 @@ pub mod tests {
             State::decode(&state.encode()).unwrap_err();
         }
         let state = State { vcpus: vec![vec![]], ..example() };
-        assert!(State::decode(&state.encode()).unwrap_err().0.contains("1 vCPUs of 2"));
+        assert!(State::decode(&state.encode()).unwrap_err().to_string().contains("1 vCPUs of 2"));
     }
 }
