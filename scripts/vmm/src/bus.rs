@@ -54,7 +54,7 @@ impl Bus {
         }
     }
 
-    /// The serial port's registers, whose names say nothing.
+    /// The serial port's registers: their order is their name.
     pub fn save(&self) -> Registers {
         let state = self.serial.lock().unwrap().state();
         let registers = [

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use pico_args::Arguments;
 
 use crate::crew::{Crew, Event, demands};
@@ -51,7 +51,7 @@ pub fn program(mut arguments: Arguments) -> Result<ExitCode> {
     match arguments.subcommand()?.as_deref() {
         Some("boot") => {
             let guest = boot(arguments)?;
-            Leader::new(guest, stats, control)?.lead(None)
+            Leader::new(guest, stats, control)?.lead()
         }
         Some("restore") => {
             stats.begin();
@@ -62,7 +62,7 @@ pub fn program(mut arguments: Arguments) -> Result<ExitCode> {
             let way = named("way", &Way::NAMES, way.as_deref().unwrap_or("vcpu"))?;
             let wound = named("wound", &Wound::NAMES, wound.as_deref().unwrap_or("nothing"))?;
             let guest = restore(folder.as_ref(), way, handler.as_deref(), wound, &stats)?;
-            Leader::new(guest, stats, control)?.lead(None)
+            Leader::new(guest, stats, control)?.lead()
         }
         Some("handler") => {
             let [folder, socket] = words(arguments)?;
@@ -71,8 +71,8 @@ pub fn program(mut arguments: Arguments) -> Result<ExitCode> {
         }
         Some("receive") => {
             let [socket] = words(arguments)?;
-            let (guest, running) = migrate::receive(socket.as_ref(), &stats)?;
-            Leader::new(guest, stats, control)?.lead(Some(running))
+            let guest = migrate::receive(socket.as_ref(), &stats)?;
+            Leader::new(guest, stats, control)?.lead()
         }
         Some("tell") => {
             let [socket, command] = words(arguments)?;
@@ -90,10 +90,10 @@ fn words<const N: usize>(arguments: Arguments) -> Result<[OsString; N]> {
 
 /// What a word stands for.
 fn named<T: Copy>(what: &str, known: &[(&str, T)], word: &str) -> Result<T> {
+    let found = known.iter().find(|(name, _)| *name == word);
     let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-    let place = names.iter().position(|name| *name == word);
-    let place = place.context(format!("there is no {what} '{word}', but {}", names.join(", ")))?;
-    Ok(known[place].1)
+    let value = found.map(|(_, value)| *value);
+    value.context(format!("there is no {what} '{word}', but {}", names.join(", ")))
 }
 
 /// Makes a machine that boots Linux.
@@ -166,14 +166,12 @@ impl Leader {
         })
     }
 
-    fn lead(self, running: Option<Job>) -> Result<ExitCode> {
+    fn lead(self) -> Result<ExitCode> {
         // The vCPUs may run until the process ends, and so long they need what a drop takes away.
-        let mut leader = ManuallyDrop::new(self);
-        leader.events(running)
+        ManuallyDrop::new(self).events()
     }
 
-    fn events(&mut self, running: Option<Job>) -> Result<ExitCode> {
-        running.map_or(Ok(()), |say| say())?;
+    fn events(&mut self) -> Result<ExitCode> {
         eprintln!("vmm: the vCPUs run");
         if let Some(stream) = self.stream.take() {
             let sender = self.sender.clone();
@@ -247,9 +245,8 @@ impl Leader {
     /// Does what somebody asked for, and returns the answer, or nothing when the VMM is to end.
     fn command(&mut self, line: &str) -> Result<Option<String>> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if !self.complete && !matches!(words[..], ["quit" | "report"]) {
-            bail!("not all of the memory is there yet");
-        }
+        let any_time = matches!(words[..], ["quit" | "report"]);
+        ensure!(self.complete || any_time, "not all of the memory is there yet");
         match words[..] {
             ["snapshot", folder] => {
                 let demands = self.crew()?.stop()?;
@@ -289,9 +286,7 @@ impl Leader {
 
     /// Marks all of the memory again and again while the guest runs, which tells what it touches.
     fn toggle(&mut self, times: u32) -> Result<String> {
-        if !self.vm.userfault {
-            bail!("this kernel has no KVM userfault");
-        }
+        ensure!(self.vm.userfault, "this kernel has no KVM userfault");
         let pages = self.vm.memory.config().pages();
         let marks = Arc::new(Marks::new(pages)?);
         // Threads whose vCPUs exit for these marks. One that exits late finds its mark cleared.

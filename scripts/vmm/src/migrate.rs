@@ -9,7 +9,7 @@
 //!                  SWITCH   bytes of state  state, and the words of the bitmap of what is missing
 //!                  DONE                     every page was sent
 //!     destination  REQUEST  page
-//!                  RUNNING
+//!                  RUNNING                  the source has to let go of the machine
 //!                  END
 
 use std::fs;
@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, bail, ensure};
 
 use crate::crew::{Crew, Demands, demands};
 use crate::layout::{BLOCK_PAGES, Config, page_size};
@@ -90,9 +90,7 @@ impl Link {
         let words = to_words(&head);
         let (kind, a, b, bytes) = (words[0], words[1], words[2], words[3]);
         // The largest are a block of pages and the state of a machine.
-        if bytes > 64 << 20 {
-            bail!("a message of {bytes} bytes, which no migration sends");
-        }
+        ensure!(bytes <= 64 << 20, "a message of {bytes} bytes, which no migration sends");
         let mut content = vec![0; bytes as usize];
         self.0.read_exact(&mut content).context("the other side has gone")?;
         Ok(Message { kind, a, b, content })
@@ -100,12 +98,11 @@ impl Link {
 
     fn expect(&mut self, kind: u64) -> Result<Message> {
         let message = self.receive()?;
-        if message.kind != kind {
-            bail!(
-                "message {} instead of {kind}: the other side is no VMM of this kind",
-                message.kind
-            );
-        }
+        ensure!(
+            message.kind == kind,
+            "message {} instead of {kind}: the other side is no VMM of this kind",
+            message.kind
+        );
         Ok(message)
     }
 
@@ -119,8 +116,6 @@ struct Sender<'a> {
     vm: &'a Vm,
     link: Mutex<Link>,
     missing: Marks,
-    /// What was asked for before the destination said that it runs.
-    early: Vec<usize>,
     bytes: u64,
 }
 
@@ -196,7 +191,7 @@ fn precopy<'a>(vm: &'a Vm, path: &Path, mode: Mode) -> Result<(Sender<'a>, usize
     let how = to_bytes(&[page_size() as u64, u64::from(mode == Mode::Userfaultfd)]);
     link.send(START, config.ram, config.vcpus as u64, &how)?;
     let missing = Marks::all(config.pages())?;
-    let mut sender = Sender { vm, link: Mutex::new(link), missing, early: Vec::new(), bytes: 0 };
+    let mut sender = Sender { vm, link: Mutex::new(link), missing, bytes: 0 };
     vm.set_slot(None, true)?;
     let mut rounds = 0;
     loop {
@@ -227,15 +222,8 @@ fn switch(vm: &Vm, sender: &mut Sender, mode: Mode) -> Result<usize> {
     let words = to_bytes(&sender.missing.to_words());
     let mut link = sender.link.lock().unwrap();
     link.send(SWITCH, state.len() as u64, 0, &[state, words].concat())?;
-    loop {
-        let message = link.receive()?;
-        match message.kind {
-            RUNNING => return Ok(sender.missing.count()),
-            // A vCPU was faster than the thread that says so.
-            REQUEST => sender.early.push(message.a as usize),
-            kind => bail!("message {kind} from the destination, which is not for now"),
-        }
-    }
+    link.expect(RUNNING)?;
+    Ok(sender.missing.count())
 }
 
 /// Sends what is missing, what is asked for first. Returns how many pages were asked for.
@@ -244,10 +232,7 @@ fn finish(sender: &mut Sender) -> Result<u64> {
     let shared = &*sender;
     let (asked, bytes) = thread::scope(|scope| -> Result<_> {
         let answers = scope.spawn(move || -> Result<(u64, u64)> {
-            let (mut asked, mut bytes) = (shared.early.len() as u64, 0);
-            for page in &shared.early {
-                bytes += shared.send(*page..*page + 1)?;
-            }
+            let (mut asked, mut bytes) = (0, 0);
             loop {
                 let message = requests.receive()?;
                 match message.kind {
@@ -304,9 +289,7 @@ impl Incoming {
                 }
                 DONE => {
                     let missing = self.marks.as_ref().map_or(0, |marks| marks.count());
-                    if missing > 0 {
-                        bail!("the source says that it is done, and {missing} pages never came");
-                    }
+                    ensure!(missing == 0, "the source is done, and {missing} pages never came");
                     return self.link.lock().unwrap().send(END, 0, 0, &[]);
                 }
                 kind => bail!("message {kind} from the source, which is not for now"),
@@ -331,9 +314,8 @@ impl Demand for Arc<Incoming> {
     }
 }
 
-/// Waits for a machine that comes over a socket, and returns it ready to run. When it runs, the
-/// second part of what is returned has to be called.
-pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
+/// Waits for a machine that comes over a socket, and returns it ready to run.
+pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<Guest> {
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path).context(format!("listening at {}", path.display()))?;
     eprintln!("vmm: waiting for a machine");
@@ -345,9 +327,7 @@ pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
     let [pages_of, by_userfaultfd] = to_words(&start.content)[..] else {
         bail!("the source says too little");
     };
-    if pages_of != page_size() as u64 {
-        bail!("the source has pages of another size");
-    }
+    ensure!(pages_of == page_size() as u64, "the source has pages of another size");
     let mut by_marks = by_userfaultfd == 0;
     if by_marks && !userfault::supported(&open_kvm()?) {
         eprintln!("vmm: this kernel has no KVM userfault: falling back to userfaultfd");
@@ -373,8 +353,9 @@ pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
     let guest = incomplete(vm, missing, by_marks, link.try_clone()?, stats)?;
     guest.vm.load(&state)?;
     guest.vm.record_stolen_time()?;
-    let running: Job = Box::new(move || link.send(RUNNING, 0, 0, &[]));
-    Ok((guest, running))
+    // Before it runs: so the machine never runs on both sides.
+    link.send(RUNNING, 0, 0, &[])?;
+    Ok(guest)
 }
 
 /// Makes the machine ready that lacks some pages.

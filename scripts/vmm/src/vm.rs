@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use kvm_bindings::*;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd, reg_size};
 use linux_loader::loader::KernelLoader;
@@ -179,9 +179,10 @@ impl Vm {
         let tree = fdt::tree(config, command_line, start..start + content.len() as u64)
             .context("making the device tree")?;
         let tree_address = (start - tree.len() as u64) & !0xffff;
-        if tree_address < kernel.kernel_end + (16 << 20) {
-            bail!("the guest's memory is too small for its kernel and its initramfs");
-        }
+        ensure!(
+            tree_address >= kernel.kernel_end + (16 << 20),
+            "the guest's memory is too small for its kernel and its initramfs"
+        );
         guest.write_slice(&content, GuestAddress(start)).context("loading the initramfs")?;
         guest.write_slice(&tree, GuestAddress(tree_address)).context("loading the device tree")?;
 
