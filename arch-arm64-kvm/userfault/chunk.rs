@@ -96,12 +96,12 @@ mod tests {
     struct Words([usize; 2], u64);
 
     impl UserBitmap for Words {
-        fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool {
+        fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> Option<()> {
             words.fill(0);
             for (word, marks) in words.iter_mut().zip(self.0) {
                 *word = marks;
             }
-            first.0 == 0 && count.0 <= self.1
+            (first.0 == 0 && count.0 <= self.1).then_some(())
         }
     }
 

@@ -32,9 +32,9 @@ pub(crate) struct ByteCount(pub(crate) u64);
 
 /// A slot's bitmap, in the VMM's memory.
 pub(crate) trait UserBitmap {
-    /// Reads `count` bytes from `first` on into `words`, in the order of the memory, and returns
-    /// whether that was possible.
-    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool;
+    /// Reads `count` bytes from `first` on into `words`, in the order of the memory, or returns
+    /// [`None`] where that is not possible.
+    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> Option<()>;
 }
 
 /// The marks of some pages, as they were when they were read.
@@ -64,9 +64,7 @@ impl<'a> Marks<'a> {
         // The pages begin before they end, so this does not wrap.
         let count = ByteCount(end.wrapping_sub(first));
 
-        if !bitmap.read(Byte(first), count, words) {
-            return None;
-        }
+        bitmap.read(Byte(first), count, words)?;
 
         // The VMM fills a page and then clears its mark, with release semantics. Whoever sees the
         // mark clear must see the page as it was filled, and finds it by loads that follow.
@@ -80,8 +78,11 @@ impl<'a> Marks<'a> {
         let bits = Bitmap::from_words(words)?;
         let begin = usize::try_from(pages.first().0 % MARKS_PER_BYTE).ok()?;
         let end = begin.checked_add(usize::try_from(pages.count().0).ok()?)?;
+        if end > bits.len() {
+            return None;
+        }
         // INVARIANT: The marks are bits that follow each other, and the last is one of `bits`.
-        (end <= bits.len()).then_some(Self {
+        Some(Self {
             bits,
             pages,
             begin,
@@ -91,12 +92,15 @@ impl<'a> Marks<'a> {
 
     /// Returns whether none of the pages is marked.
     pub(crate) fn are_clear(&self) -> bool {
-        self.next_run(self.pages.first()).is_none()
+        // By the invariant `begin` is a bit that there is.
+        self.bits
+            .next_bit(self.begin)
+            .is_none_or(|marked| marked >= self.end)
     }
 
     /// Returns the next pages, from `page` on, that are marked and follow each other.
     pub(crate) fn next_run(&self, page: Page) -> Option<Pages> {
-        let from = self.begin.max(self.bit(page));
+        let from = self.bit(page);
         if from >= self.end {
             return None;
         }
@@ -105,7 +109,7 @@ impl<'a> Marks<'a> {
         Pages::new(self.page(first), self.page(end.min(self.end)))
     }
 
-    /// Returns the bit of a page, or one outside of the range.
+    /// Returns the bit of a page: `begin` for a page before these, `end` or more for one after them.
     fn bit(&self, page: Page) -> usize {
         let pages_before = page.0.saturating_sub(self.pages.first().0);
         usize::try_from(pages_before)
@@ -133,12 +137,12 @@ mod tests {
     }
 
     impl UserBitmap for Marked<'_> {
-        fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool {
+        fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> Option<()> {
             for (page, word) in (first.0 * 8..).step_by(64).zip(words) {
                 let mark = |n| usize::from(self.pages.contains(&(page + n))) << n;
                 *word = (0..64).fold(0, |bits, n| bits | mark(n));
             }
-            first.0 + count.0 <= self.bytes
+            (first.0 + count.0 <= self.bytes).then_some(())
         }
     }
 

@@ -77,9 +77,9 @@ mod tests {
     struct Same(Option<usize>);
 
     impl UserBitmap for Same {
-        fn read(&self, _: Byte, _: ByteCount, words: &mut [usize]) -> bool {
+        fn read(&self, _: Byte, _: ByteCount, words: &mut [usize]) -> Option<()> {
             words.fill(self.0.unwrap_or(0));
-            self.0.is_some()
+            self.0.map(|_| ())
         }
     }
 

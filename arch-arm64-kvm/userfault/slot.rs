@@ -28,8 +28,11 @@ pub(crate) struct Pages {
 impl Pages {
     /// Creates the pages from `first` on, without `end`, or returns [`None`] if these are none.
     pub(crate) fn new(first: Page, end: Page) -> Option<Self> {
-        // INVARIANT: Compared here.
-        (first < end).then_some(Self { first, end })
+        if first >= end {
+            return None;
+        }
+        // INVARIANT: Compared above.
+        Some(Self { first, end })
     }
 
     /// Returns the first page.
@@ -64,7 +67,7 @@ impl Slot {
     /// Creates a slot, or returns [`None`] if no slot can be there.
     pub(crate) fn new(base: Gfn, count: PageCount) -> Option<Self> {
         base.0.checked_add(count.0)?;
-        // INVARIANT: Added here.
+        // INVARIANT: Added above.
         Some(Self { base, count })
     }
 

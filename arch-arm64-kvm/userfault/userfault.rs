@@ -71,17 +71,14 @@ impl VmmBitmap {
 }
 
 impl UserBitmap for VmmBitmap {
-    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool {
-        let (Ok(first), Ok(count)) = (usize::try_from(first.0), usize::try_from(count.0)) else {
-            return false;
-        };
-        let Some(bytes) = words.as_mut_bytes().get_mut(..count) else {
-            return false;
-        };
+    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> Option<()> {
+        let first = usize::try_from(first.0).ok()?;
+        let count = usize::try_from(count.0).ok()?;
+        let bytes = words.as_mut_bytes().get_mut(..count)?;
         UserSlice::new(self.0.wrapping_byte_add(first), count)
             .reader()
             .read_slice(bytes)
-            .is_ok()
+            .ok()
     }
 }
 
@@ -159,7 +156,7 @@ pub unsafe extern "C" fn kvm_userfault_next_chunk(
 /// Returns 1 if there is one, 0 if there is none, and `-EINVAL` for a cursor without a chunk: all
 /// of the pages may be marked then.
 ///
-/// C has `mmu_lock`, so this must not sleep.
+/// C may have `mmu_lock`, so this must not sleep.
 ///
 /// # Safety
 ///

@@ -143,9 +143,9 @@ impl World {
 impl UserBitmap for World {
     /// Reads up to the first byte that cannot be read, like the kernel, and leaves the rest as it
     /// was. What is no page of the slot has bits as well, if its byte has others.
-    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> bool {
+    fn read(&self, first: Byte, count: ByteCount, words: &mut [usize]) -> Option<()> {
         if count.0 > words.len() as u64 * 8 {
-            return false;
+            return None;
         }
         for (place, number) in (first.0..first.0 + count.0).enumerate() {
             assert!(
@@ -153,7 +153,7 @@ impl UserBitmap for World {
                 "byte {number} is not of the bitmap"
             );
             if !self.is_readable(number) {
-                return false;
+                return None;
             }
             let bit =
                 |n| u8::from(number * 8 + n >= self.count || self.is_marked(number * 8 + n)) << n;
@@ -162,6 +162,6 @@ impl UserBitmap for World {
             words[place / 8] &= !(0xff << shift);
             words[place / 8] |= usize::from(byte) << shift;
         }
-        true
+        Some(())
     }
 }

@@ -70,6 +70,8 @@ impl fmt::Debug for Errno {
 pub(crate) struct Ioctl<T>(u32, PhantomData<T>);
 
 impl<T> Ioctl<T> {
+    /// Takes the request of an ioctl.
+    ///
     /// # Safety
     ///
     /// The request must take a pointer to a `T`, and whatever addresses a `T` holds, the kernel
@@ -89,6 +91,8 @@ impl<T> Ioctl<T> {
 pub(crate) struct Number(u32);
 
 impl Number {
+    /// Takes the request of an ioctl.
+    ///
     /// # Safety
     ///
     /// The request must take a number.

@@ -34,8 +34,9 @@ use std::{
     },
 };
 
-// SAFETY: This takes a number, and that what api.rst has for it, with an address that KVM reads.
+// SAFETY: The argument of KVM_RUN is a number.
 const RUN: Number = unsafe { Number::new(bindings::LIBKVM_RUN) };
+// SAFETY: It takes this, and KVM only reads what the address in it is of.
 const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
     unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
 
