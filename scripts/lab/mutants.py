@@ -106,6 +106,14 @@ def commands(mutant, known):
     return list(dict.fromkeys(command for name in mutant.cases for command in known[name]))
 
 
+def failed_cases(lines, name, variant):
+    """Returns the names of the cases and programs that failed, or skipped though they may not."""
+    programs = ktap.parse(lines)
+    failed = [(case or program).name for program, case in ktap.failures(programs)]
+    wrong = skips.unexpected(name, variant, programs)
+    return failed + [sentence.split(" was skipped")[0].split()[-1] for sentence in wrong]
+
+
 def sections(lines):
     """Yields (number of a mutant, its lines, whether it came to its end)."""
     parts = re.split(r"^.*mutant: begins (\d+)\n", "\n".join([*lines, ""]), flags=re.MULTILINE)
@@ -133,13 +141,10 @@ class Place:
         except machine.Unfinished as error:
             console = error.lines
         for number, lines, ended in sections(console):
-            programs = ktap.parse(lines)
-            failed = [(case or program).name for program, case in ktap.failures(programs)]
-            skipped = skips.unexpected(self.name, self.build.name, programs)
-            failed += [sentence.split(" was skipped")[0].split()[-1] for sentence in skipped]
+            failed = failed_cases(lines, self.name, self.build.name)
             splat = next(filter(run.SPLAT.search, lines), "")[:60].strip()
-            how = f"a splat ({splat})" if splat else "" if ended else "a hang"
-            yield number, failed, how
+            how = f"a splat ({splat})" if splat else ""
+            yield number, failed, how or ("" if ended else "a hang")
 
     def hunt(self, mutants):
         """Tries mutants, after their cases where none acts, and yields a Trial of each. It takes

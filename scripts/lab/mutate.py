@@ -69,16 +69,10 @@ pub(crate) fn mutant(number: i32) -> bool {
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """A change of a file: what is there, with what is around it, and what acts in its place."""
-
-    file: str
-    before: str
-    old: str
-    new: str
-    after: str
-    is_expression: bool
+# A change of a file: what is there, with what is around it, and what acts in its place.
+Change = collections.namedtuple("Change", "file before old new after is_expression")
+# A change at its place in a text.
+Edit = collections.namedtuple("Edit", "start end mutant change")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +97,6 @@ class Mutant:
     def places(self):
         """Returns the machines and kernels that show it, as [(machine, variant of the kernel)]."""
         return list(itertools.product(self.listed("machine", "nofwb"), self.listed("kernel", "4k")))
-
-
-# A change at its place in a text.
-Edit = collections.namedtuple("Edit", "start end mutant change")
 
 
 def unmarked(lines):
