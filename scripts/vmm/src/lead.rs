@@ -46,8 +46,8 @@ pub fn program(mut arguments: Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let stats = Arc::new(Stats::default());
-    let control: Option<PathBuf> = arguments.opt_value_from_str("--control")?;
-    let control = control.as_deref();
+    // From now on, so that nothing is wrong with the socket when a machine has come.
+    let control = listen(arguments.opt_value_from_str("--control")?)?;
     match arguments.subcommand()?.as_deref() {
         Some("boot") => {
             let guest = boot(arguments)?;
@@ -124,6 +124,9 @@ fn tell(path: &Path, command: &str) -> Result<ExitCode> {
     Ok(if answer.starts_with("ok") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Where the thread that leads a machine hears of everything.
+type Control = (Sender<Event>, Receiver<Event>);
+
 /// Leads a machine to its end.
 struct Leader {
     vm: Arc<Vm>,
@@ -140,11 +143,8 @@ struct Leader {
 }
 
 impl Leader {
-    fn new(guest: Guest, stats: Arc<Stats>, control: Option<&Path>) -> Result<Self> {
-        let (sender, events) = channel();
-        if let Some(path) = control {
-            listen(path, sender.clone())?;
-        }
+    fn new(guest: Guest, stats: Arc<Stats>, control: Control) -> Result<Self> {
+        let (sender, events) = control;
         if let Some(service) = guest.service {
             let sender = sender.clone();
             thread::spawn(move || {
@@ -312,17 +312,22 @@ fn identity() -> u64 {
     now.as_nanos() as u64 ^ (u64::from(std::process::id()) << 48)
 }
 
-/// Takes commands from a socket, one a connection.
-fn listen(path: &Path, sender: Sender<Event>) -> Result<()> {
-    let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path).context(format!("listening at {}", path.display()))?;
+/// Takes commands from a socket, one a connection, if there is to be one.
+fn listen(path: Option<PathBuf>) -> Result<Control> {
+    let (sender, events) = channel();
+    let Some(path) = path else {
+        return Ok((sender, events));
+    };
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).context(format!("listening at {}", path.display()))?;
+    let commands = sender.clone();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut line = String::new();
             if BufReader::new(&stream).read_line(&mut line).is_ok() {
-                let _ = sender.send(Event::Command(line.trim_end().to_owned(), stream));
+                let _ = commands.send(Event::Command(line.trim_end().to_owned(), stream));
             }
         }
     });
-    Ok(())
+    Ok((sender, events))
 }
