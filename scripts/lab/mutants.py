@@ -14,8 +14,8 @@ A mutant that nothing notices survives: that is an error of the tests.
 import argparse
 import collections
 import contextlib
-import dataclasses
 import re
+import shlex
 import shutil
 import time
 
@@ -32,119 +32,78 @@ from overlay import overlays
 # KVM_PRE_FAULT_MEMORY, as far as the fault path sees it, and its test.
 STAND_IN = LAB / "stand-in"
 
-PARAMETER = "/sys/module/kvm/parameters/mutant"
 # How often a mutant is tried that nothing notices.
 TRIES = 3
 
-# How long a case may take, and for how long a machine may say nothing. Nested guests are slow.
-SECONDS = {"nested": 120}
-DEFAULT_SECONDS = 60
+# How long a case may take. Nested guests are slow.
+SECONDS = collections.defaultdict(lambda: 60, nested=120)
 
 # What is freed becomes poison, so that who uses it dies of it.
 POISON = "slab_debug=FP"
 
 # What a kernel says that is as good as dead: it may go on saying it.
-OOPS, STALL = r"Oops|Internal error|Kernel panic", r"detected stalls|self-detected stall|soft lockup"
-DEAD = f"{OOPS}|{STALL}"
+DEAD = "Oops|Internal error|Kernel panic|detected stalls|self-detected stall|soft lockup"
 
-# How a mutant is tried: each program with the cases that are wanted of it, in the form of
-# kselftest's runner, and then KUnit's suites, which run again when they are asked to.
+# How a mutant is tried: each program with a case that is wanted of it, in the form of
+# kselftest's runner, and KUnit's suites, which run again when they are asked to.
 SCRIPT = """\
 set -o pipefail
 cd /kselftest/kvm
 t()
-{{
-	seconds=$1 program=$2 case=$3
-	echo "# selftests: kvm: $program"
-	if [ ! -x ./$program ]; then
-		echo "not ok 1 selftests: kvm: $program # is not there"
-		return
-	fi
-	timeout $((seconds + 20)) ./$program -t $seconds $case 2>&1 | sed 's/^/# /'
+{
+	echo "# selftests: kvm: $1"
+	timeout $((seconds + 20)) ./$1 -t $seconds $2 2>&1 | sed 's/^/# /'
 	code=$?
 	case $code in
-	0) echo "ok 1 selftests: kvm: $program" ;;
-	4) echo "ok 1 selftests: kvm: $program # SKIP" ;;
-	*) echo "not ok 1 selftests: kvm: $program # exit=$code" ;;
+	0) echo "ok 1 selftests: kvm: $1" ;;
+	4) echo "ok 1 selftests: kvm: $1 # SKIP" ;;
+	*) echo "not ok 1 selftests: kvm: $1 # exit=$code" ;;
 	esac
-}}
+}
 k()
-{{
+{
 	echo 1 >/sys/kernel/debug/kunit/$1/run
 	cat /sys/kernel/debug/kunit/$1/results
-}}
+}
 m()
-{{
-	echo $1 >{parameter}
-	echo "mutant: begins $1"
-}}
-e()
-{{
-	echo 0 >{parameter}
-	echo "mutant: ended $1"
-}}
+{
+	number=$1
+	shift
+	echo $number >/sys/module/kvm/parameters/mutant
+	echo "mutant: begins $number"
+	for test; do $test; done
+	echo 0 >/sys/module/kvm/parameters/mutant
+	echo "mutant: ended $number"
+}
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A test case: of a program, or of a KUnit suite."""
-
-    program: str
-    name: str
-    is_kunit: bool
-
-    def command(self, seconds):
-        """Returns the command that runs it."""
-        return f"k {self.program}" if self.is_kunit else f"t {seconds} {self.program} {self.name}"
-
-
-@dataclasses.dataclass
-class Trial:
-    """What became of a mutant on a machine."""
-
-    mutant: mutate.Mutant
-    failed: list
-    how: str = ""
-
-    @property
-    def by(self):
-        """Returns the named cases that noticed it, or how else it was noticed, or nothing."""
-        named = [case for case in self.failed if case in self.mutant.cases]
-        return ", ".join(named) or self.how
+# What became of a mutant: the tests that failed, and what noticed it, which may be nothing.
+Trial = collections.namedtuple("Trial", "mutant failed by")
 
 
 def all_cases(source):
-    """Returns the test cases that a kernel tree has, as {name: [Case]}."""
+    """Returns the test cases that a kernel tree has, and the commands that run each."""
     found = collections.defaultdict(list)
     for path in sorted((source / "arch/arm64/kvm/userfault").glob("*.rs")):
         text = path.read_text()
         suite = re.search(r"kunit_tests\((\w+)\)", text)
         for name in re.findall(r"#\[test\]\s+fn (\w+)\(", text):
-            found[name].append(Case(suite[1], name, True))
+            found[name].append(f"k {suite[1]}")
     tests = source / "tools/testing/selftests/kvm/arm64"
     for path in sorted([*tests.glob("*.rs"), *STAND_IN.glob("*.rs")]):
         listed = re.search(r"\bcases: \[([^\]]*)\]", path.read_text())
         for name in re.findall(r"(\w+)(?:\s*:\s*\w+)?\s*(?:,|$)", listed[1] if listed else ""):
-            found[name].append(Case(path.stem, name, False))
+            found[name].append(f"t {path.stem} {name}")
     return found
 
 
-def cases_of(mutant, known):
-    """Returns the cases that a mutant names."""
+def commands(mutant, known):
+    """Returns the commands that run the cases that a mutant names."""
     unknown = [name for name in mutant.cases if name not in known]
     if unknown:
         raise LabError(f"{mutant.name} names cases that no test has: {', '.join(unknown)}")
-    return [case for name in mutant.cases for case in known[name]]
-
-
-def script(chosen, known, seconds):
-    """Returns the commands that try mutants; 0 stands for a kernel where none acts."""
-    lines = [SCRIPT.format(parameter=PARAMETER)]
-    for number, cases in chosen:
-        commands = dict.fromkeys(case.command(seconds) for case in cases)
-        lines += [f"m {number}", *commands, f"e {number}"]
-    return "\n".join(lines)
+    return list(dict.fromkeys(command for name in mutant.cases for command in known[name]))
 
 
 def failed_cases(lines, name, variant):
@@ -155,37 +114,12 @@ def failed_cases(lines, name, variant):
     return failed + [sentence.split(" was skipped")[0].split()[-1] for sentence in wrong]
 
 
-def how_noticed(lines, ended, failed):
-    """Returns how the kernel, or the end of a program, shows that something is wrong."""
-    splats = [line for line in lines if run.SPLAT.search(line)]
-    if any(re.search(OOPS, line) for line in lines):
-        return "an Oops"
-    if any(re.search(STALL, line) for line in lines):
-        return "a hang"
-    if splats:
-        return f"a splat ({splats[0][:60].strip()})"
-    if not ended:
-        return "a hang"
-    if any(re.search(r"# exit=1(3[4-9]|4[0-2])|killed by signal", line) for line in lines):
-        return "an abort" if failed else ""
-    return ""
-
-
 def sections(lines):
     """Yields (number of a mutant, its lines, whether it came to its end)."""
-    number, part = None, []
-    for line in lines:
-        begins = re.search(r"mutant: begins (\d+)$", line)
-        ended = re.search(r"mutant: ended (\d+)$", line)
-        if begins:
-            number, part = int(begins[1]), []
-        elif ended and number is not None:
-            yield number, part, True
-            number = None
-        elif number is not None:
-            part.append(line)
-    if number is not None:
-        yield number, part, False
+    parts = re.split(r"^.*mutant: begins (\d+)\n", "\n".join([*lines, ""]), flags=re.MULTILINE)
+    for number, part in zip(parts[1::2], parts[2::2]):
+        part, ended, _ = part.partition(f"mutant: ended {number}\n")
+        yield int(number), part.splitlines(), bool(ended)
 
 
 class Place:
@@ -193,67 +127,50 @@ class Place:
 
     def __init__(self, name, build, initrd, known):
         self.name, self.build, self.initrd, self.known = name, build, initrd, known
-        self.seconds = SECONDS.get(name, DEFAULT_SECONDS)
 
     def boot(self, chosen):
-        """Boots the machine to try [(number, cases)] and returns its console."""
-        command = script(chosen, self.known, self.seconds)
+        """Boots the machine to try mutants, and yields of each that it got to (number, tests that
+        failed, how the kernel shows that something is wrong with it)."""
+        seconds = SECONDS[self.name]
+        lines = [f"m {one.number} {shlex.join(commands(one, self.known))}" for one in chosen]
+        script = "\n".join([SCRIPT, f"seconds={seconds}", *lines])
+        limits = machine.Limits(600 + 60 * len(chosen), seconds + 60, DEAD)
+        place = self.name, self.build, self.initrd
         try:
-            _, lines = machine.boot(
-                self.name,
-                self.build,
-                self.initrd,
-                command,
-                limits=machine.Limits(600 + 60 * len(chosen), self.seconds + 60, DEAD),
-                show=False,
-                extra=POISON,
-            )
+            _, console = machine.boot(*place, script, limits=limits, show=False, extra=POISON)
         except machine.Unfinished as error:
-            lines = error.lines
-        return lines
-
-    def check_tests(self, mutants):
-        """Fails if the cases of mutants fail where none acts."""
-        cases = list(dict.fromkeys(case for one in mutants for case in cases_of(one, self.known)))
-        found = list(sections(self.boot([(0, cases)])))
-        failed = [case for _, lines, _ in found for case in failed_cases(lines, *self.names)]
-        if failed or not found or not found[0][2]:
-            raise LabError(
-                f"on {self.name} with {self.build.name}, where no mutant acts, these fail:"
-                f" {', '.join(failed) or 'the machine did not get to its end'}"
-            )
-
-    @property
-    def names(self):
-        """Returns the names of machine and kernel."""
-        return self.name, self.build.name
+            console = error.lines
+        for number, lines, ended in sections(console):
+            failed = failed_cases(lines, self.name, self.build.name)
+            splat = next(filter(run.SPLAT.search, lines), "")[:60].strip()
+            how = f"a splat ({splat})" if splat else ""
+            yield number, failed, how or ("" if ended else "a hang")
 
     def hunt(self, mutants):
-        """Tries mutants, those that nothing notices some times, and yields the last Trial of each:
-        it takes luck to lose a race."""
-        for number in range(TRIES):
-            survived = []
-            for trial in self.try_each(mutants):
-                if trial.by or number == TRIES - 1:
-                    yield trial
-                else:
-                    survived.append(trial.mutant)
-            mutants = survived
-
-    def try_each(self, mutants):
-        """Tries mutants once and yields a Trial for each."""
-        left = {one.number: one for one in mutants}
+        """Tries mutants, after their cases where none acts, and yields a Trial of each. It takes
+        luck to lose a race: one that nothing notices comes again, after the others."""
+        cases = ",".join(case for one in mutants for case in one.cases)
+        none = mutate.Mutant(0, "none", {"caught-by": cases}, [])
+        left = {one.number: one for one in (none, *mutants)}
+        tries = collections.Counter()
         while left:
-            chosen = [(number, cases_of(one, self.known)) for number, one in left.items()]
-            before = len(left)
-            for number, lines, ended in sections(self.boot(chosen)):
-                failed = failed_cases(lines, *self.names)
-                how = how_noticed(lines, ended, failed)
-                yield Trial(left.pop(number), failed, how)
-                if how and how != "an abort":
+            before = tries.total()
+            for number, failed, how in self.boot(list(left.values())):
+                tries[number] += 1
+                mutant = left.pop(number)
+                by = ", ".join(case for case in failed if case in mutant.cases) or how
+                if mutant is none:
+                    if failed or how:
+                        where = f"on {self.name} with {self.build.name}, where no mutant acts"
+                        raise LabError(f"{where}, these fail: {', '.join(failed) or how}")
+                elif by or tries[number] == TRIES:
+                    yield Trial(mutant, failed, by)
+                else:
+                    left[number] = mutant
+                if how:
                     # What comes after this would not say much.
                     break
-            if len(left) == before:
+            if tries.total() == before:
                 raise LabError(f"the {self.name} machine did not get to its first mutant")
 
 
@@ -280,9 +197,7 @@ def choose(names=()):
     unknown = set(names) - found.keys()
     if unknown:
         raise LabError(f"no mutant is called {', '.join(sorted(unknown))}")
-    if names:
-        return [found[name] for name in names]
-    return [one for one in found.values() if one.cases]
+    return [found[name] for name in names] or [one for one in found.values() if one.cases]
 
 
 def hunt(chosen, machines=None, jobs=None):
@@ -290,29 +205,16 @@ def hunt(chosen, machines=None, jobs=None):
     source = tree.ready()
     known = all_cases(source)
     for one in chosen:
-        cases_of(one, known)
-    by_kernel = collections.defaultdict(lambda: collections.defaultdict(list))
-    for one in chosen:
-        for name, variant in one.places:
-            if not machines or name in machines:
-                by_kernel[variant][name].append(one)
-    for variant, by_machine in by_kernel.items():
+        commands(one, known)
+    places = {place for one in chosen for place in one.places}
+    places = {place for place in places if not machines or place[0] in machines}
+    for variant in sorted({variant for _, variant in places}):
         with kernel_with(mutate.mutants(), source, variant, jobs) as (build, initrd):
-            for name, mutants in by_machine.items():
-                place = Place(name, build, initrd, known)
+            for name in sorted(name for name, kind in places if kind == variant):
+                mutants = [one for one in chosen if (name, variant) in one.places]
                 say(f"{len(mutants)} mutants on the {name} machine, {variant} kernel")
-                place.check_tests(mutants)
-                for trial in place.hunt(mutants):
+                for trial in Place(name, build, initrd, known).hunt(mutants):
                     yield name, variant, trial
-
-
-def show_list(chosen):
-    """Shows mutants, and why some cannot be noticed."""
-    for one in chosen:
-        print(f"{one.name:44} {one.breaks}")
-    for one in mutate.mutants():
-        if not one.cases:
-            print(f"{one.name:44} equivalent: {one.fields['equivalent']}")
 
 
 def program():
@@ -331,19 +233,24 @@ def program():
 
     chosen = choose(args.mutant)
     if args.list:
-        show_list(chosen)
+        for one in chosen:
+            print(f"{one.name:44} {one.fields['breaks']}")
+        for one in mutate.mutants():
+            if not one.cases:
+                print(f"{one.name:44} equivalent: {one.fields['equivalent']}")
         return 0
-    noticed, tried, start = 0, 0, time.monotonic()
+    noticed, start = [], time.monotonic()
     for name, variant, trial in hunt(chosen, args.machine, args.jobs):
-        tried += 1
-        noticed += bool(trial.by)
+        noticed.append(bool(trial.by))
         others = f", but these failed: {', '.join(trial.failed)}" if trial.failed else ""
-        by = f"by {trial.by}" if trial.by else f"by no case that is named{others}"
+        by = trial.by or f"no case that is named{others}"
         verdict = "noticed" if trial.by else "SURVIVED"
-        print(f"{verdict:8} {trial.mutant.name:44} {name:9} {variant:12} {by}", flush=True)
-    minutes = (time.monotonic() - start) / 60
-    print(f"{noticed} of {tried} trials of {len(chosen)} mutants noticed, {minutes:.0f} minutes")
-    return 0 if noticed == tried else 1
+        print(f"{verdict:8} {trial.mutant.name:44} {name:9} {variant:12} by {by}", flush=True)
+    print(
+        f"{sum(noticed)} of {len(noticed)} trials of {len(chosen)} mutants noticed,"
+        f" {(time.monotonic() - start) / 60:.0f} minutes"
+    )
+    return 0 if all(noticed) else 1
 
 
 if __name__ == "__main__":

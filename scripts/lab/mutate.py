@@ -19,6 +19,7 @@ a mutant can be seen, if that is not nofwb and the 4k kernel. 'equivalent:', in 
 place of 'caught-by:', says why nothing can see it.
 """
 
+import collections
 import dataclasses
 import itertools
 import re
@@ -26,6 +27,18 @@ import re
 from common import LAB, LabError
 
 DIRECTORY = LAB / "mutants"
+
+# What the lines of a change are: an expression around which others may be, or statements.
+EXPRESSION = re.compile(r"((?: .*\n)*)\? *(.*)\n: *(.*)\n")
+STATEMENTS = re.compile(r"((?: .*\n)*)((?:-.*\n)*)((?:\+.*\n)*)((?: .*\n)*)")
+
+# What stands in the place of a change, both versions, by whether it is Rust, and an expression.
+FORMS = {
+    (False, False): "{ if (mutant(%d)) {\n%s} else {\n%s} }\n",
+    (False, True): "(mutant(%d) ? (%s) : (%s))",
+    (True, False): "if crate::mutant(%d) {\n%s} else {\n%s}\n",
+    (True, True): "(if crate::mutant(%d) { %s } else { %s })",
+}
 
 HEADER = """\
 /* SPDX-License-Identifier: GPL-2.0-only */
@@ -56,16 +69,10 @@ pub(crate) fn mutant(number: i32) -> bool {
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """A change of a file: lines that are there, of which some are replaced."""
-
-    file: str
-    before: str
-    old: str
-    after: str
-    new: str
-    is_expression: bool
+# A change of a file: what is there, with what is around it, and what acts in its place.
+Change = collections.namedtuple("Change", "file before old new after is_expression")
+# A change at its place in a text.
+Edit = collections.namedtuple("Edit", "start end mutant change")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,95 +82,73 @@ class Mutant:
     number: int
     name: str
     fields: dict
-    changes: tuple
+    changes: list
 
-    @property
-    def breaks(self):
-        """Returns the promise that it breaks."""
-        return self.fields["breaks"]
+    def listed(self, field, default=""):
+        """Returns what a field lists, with commas between."""
+        return re.findall(r"[^\s,]+", self.fields.get(field, default))
 
     @property
     def cases(self):
         """Returns the cases of which one must fail."""
-        return [case.strip() for case in self.fields.get("caught-by", "").split(",") if case]
+        return self.listed("caught-by")
 
     @property
     def places(self):
         """Returns the machines and kernels that show it, as [(machine, variant of the kernel)]."""
-        machines, kernels = (
-            [word.strip() for word in self.fields.get(field, default).split(",")]
-            for field, default in (("machine", "nofwb"), ("kernel", "4k"))
-        )
-        return list(itertools.product(machines, kernels))
+        return list(itertools.product(self.listed("machine", "nofwb"), self.listed("kernel", "4k")))
 
 
-@dataclasses.dataclass(frozen=True)
-class Edit:
-    """A change at its place in a text."""
-
-    start: int
-    end: int
-    mutant: Mutant
-    change: Change
+def unmarked(lines):
+    """Returns lines without the first character of each, which says what they are."""
+    return re.sub("^.", "", lines, flags=re.MULTILINE)
 
 
-def read_change(file, lines, where):
+def read_change(file, text, where):
     """Reads a change from its lines."""
-    text = {kind: "".join(f"{line[1:]}\n" for line in lines if line[:1] == kind) for kind in " -+"}
-    old, new = ([line[1:].strip() for line in lines if line[:1] == kind] for kind in "?:")
-    if old or new:
-        if len(old) != 1 or len(new) != 1 or text["-"] or text["+"]:
-            raise LabError(f"{where}: an expression has one '?' and one ':'")
-        before, found, after = text[" "].partition(old[0])
-        if text[" "] and (not found or old[0] in after):
-            raise LabError(f"{where}: '{old[0]}' is not once in the lines around it")
-        return Change(file, before, old[0], after, new[0], True)
-    kinds = re.fullmatch(r"( *)(-*)(\+*)( *)", "".join(line[0] for line in lines))
-    if not kinds or not (text["-"] or text["+"]):
-        raise LabError(f"{where}: there is no one change in lines that are there")
-    first, count = len(kinds[1]), len(kinds[1] + kinds[2] + kinds[3])
-    before, after = ("".join(f"{line[1:]}\n" for line in part) for part in (lines[:first], lines[count:]))
-    return Change(file, before, text["-"], after, text["+"], False)
+    expression, statements = EXPRESSION.fullmatch(text), STATEMENTS.fullmatch(text)
+    if expression:
+        around, old, new = unmarked(expression[1]), expression[2], expression[3]
+        if around and around.count(old) != 1:
+            raise LabError(f"{where}: '{old}' is not once in the lines around it")
+        before, _, after = around.partition(old)
+        return Change(file, before, old, new, after, True)
+    if not statements or not (statements[2] or statements[3]):
+        raise LabError(f"{where}: this is no change of lines that are there:\n{text}")
+    return Change(file, *map(unmarked, statements.groups()), False)
 
 
-def read_changes(lines, where):
+def read_changes(text, where):
     """Reads the changes of a mutant."""
-    changes, file, body = [], None, []
-    for line in [*lines, "@@"]:
-        if line == "@@" or line.startswith("in "):
-            while body and not body[-1].strip():
-                body.pop()
-            if body:
-                changes.append(read_change(file, body, where))
-            body = []
-            file = line.removeprefix("in ") if line != "@@" else file
-        elif line or body:
-            # An empty line need not have its ' '.
-            body.append(line or " ")
-    return tuple(changes)
+    changes, file = [], None
+    parts = re.split(r"^(?:in (.+)|@@)\n", text, flags=re.MULTILINE)
+    for name, lines in zip(parts[1::2], parts[2::2]):
+        file = name or file
+        # An empty line need not have its ' '.
+        lines = re.sub(r"^$", " ", lines.strip("\n"), flags=re.MULTILINE)
+        changes.append(read_change(file, f"{lines}\n", where))
+    return changes
 
 
 def read(text, path):
     """Reads a file of mutants, yields (name, fields, changes)."""
     for part in re.split(r"^mutant ", text, flags=re.MULTILINE)[1:]:
-        name, _, rest = part.partition("\n")
-        head, found, body = rest.partition("\nin ")
+        head, found, body = part.partition("\nin ")
+        name = head.partition("\n")[0]
         where = f"{path}: {name}"
         fields = dict(re.findall(r"^([a-z-]+): *(.+)$", head, re.MULTILINE))
         if not found or "breaks" not in fields or not fields.keys() & {"caught-by", "equivalent"}:
             raise LabError(f"{where}: it lacks 'breaks:', 'caught-by:' or a change")
-        yield name, fields, read_changes(f"in {body}".splitlines(), where)
+        yield name, fields, read_changes(f"in {body}", where)
 
 
-def mutants(directory=None):
+def mutants(directory=DIRECTORY):
     """Returns all mutants."""
-    found = []
-    for path in sorted((directory or DIRECTORY).glob("*.mutants")):
-        found += read(path.read_text(), path.name)
-    names = [name for name, _, _ in found]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise LabError(f"more than one mutant is called {', '.join(sorted(twice))}")
+    paths = sorted(directory.glob("*.mutants"))
+    found = [one for path in paths for one in read(path.read_text(), path.name)]
+    [(name, count)] = collections.Counter(name for name, _, _ in found).most_common(1)
+    if count > 1:
+        raise LabError(f"more than one mutant is called {name}")
     return [Mutant(number, *one) for number, one in enumerate(found, 1)]
 
 
@@ -172,30 +157,18 @@ def place(change, mutant, text):
     around = change.before + change.old + change.after
     if text.count(around) != 1:
         raise LabError(
-            f"the mutant {mutant.name} does not fit {change.file} any more: what it changes is there"
-            f" {text.count(around)} times:\n{around}"
+            f"the mutant {mutant.name} does not fit {change.file} any more: what it changes is"
+            f" there {text.count(around)} times:\n{around}"
         )
     start = text.index(around) + len(change.before)
     return Edit(start, start + len(change.old), mutant, change)
 
 
-def wrapped(edit, old):
-    """Returns what stands in the place of an edit: both versions, of which one acts."""
-    number, change = edit.mutant.number, edit.change
-    rust = change.file.endswith(".rs")
-    test = f"crate::mutant({number})" if rust else f"mutant({number})"
-    if change.is_expression:
-        if rust:
-            return f"(if {test} {{ {change.new} }} else {{ {old} }})"
-        return f"({test} ? ({change.new}) : ({old}))"
-    if rust:
-        return f"if {test} {{\n{change.new}}} else {{\n{old}}}\n"
-    return f"{{ if ({test}) {{\n{change.new}}} else {{\n{old}}} }}\n"
-
-
-def rewrite(text, edits):
-    """Returns a text with all edits in it. One may lie within another, but they may not cross."""
-    edits = sorted(edits, key=lambda edit: (edit.start, -edit.end, edit.mutant.number))
+def rewrite(text, changes):
+    """Returns a text with all [(mutant, change)] in it: one may lie within another, and not cross
+    it."""
+    edits = [place(change, mutant, text) for mutant, change in changes]
+    edits.sort(key=lambda edit: (edit.start, -edit.end, edit.mutant.number))
 
     def render(start, end):
         """Renders a part of the text with the edits at the head of the list that are in it."""
@@ -203,7 +176,9 @@ def rewrite(text, edits):
         while edits and edits[0].end <= end:
             edit = edits.pop(0)
             out.append(text[start : edit.start])
-            out.append(wrapped(edit, render(edit.start, edit.end)))
+            change, old = edit.change, render(edit.start, edit.end)
+            form = FORMS[change.file.endswith(".rs"), change.is_expression]
+            out.append(form % (edit.mutant.number, change.new, old))
             start = edit.end
             if edits and edits[0].start < start:
                 names = f"{edit.mutant.name} and {edits[0].mutant.name}"
@@ -215,21 +190,16 @@ def rewrite(text, edits):
 
 def files(all_mutants, source):
     """Returns the files of a kernel tree with all mutants in them, as {name: text}."""
-    edits = {}
+    changes = {PARAMETER_FILE: [], RUST_FILE: [], RUST_HEADER: []}
     for mutant in all_mutants:
         for change in mutant.changes:
-            text = (source / change.file).read_text()
-            edits.setdefault(change.file, []).append(place(change, mutant, text))
-    names = {*edits, PARAMETER_FILE, RUST_FILE, RUST_HEADER}
+            changes.setdefault(change.file, []).append((mutant, change))
     changed = {HEADER_FILE: HEADER}
-    for name in sorted(names):
-        if not (source / name).exists():
-            continue
-        text = rewrite((source / name).read_text(), edits.get(name, []))
+    for name, of_file in changes.items():
+        text = rewrite((source / name).read_text(), of_file)
         if name.endswith((".c", ".h")):
             text = re.sub(r"^#include ", f"{INCLUDE}#include ", text, count=1, flags=re.MULTILINE)
         changed[name] = text
     changed[PARAMETER_FILE] += PARAMETER
-    if RUST_FILE in changed:
-        changed[RUST_FILE] += RUST
+    changed[RUST_FILE] += RUST
     return changed

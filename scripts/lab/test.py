@@ -168,7 +168,7 @@ def mutants_fit(source):
     found = mutate.mutants()
     mutate.files(found, source)
     known = mutants.all_cases(source)
-    cases = [mutants.cases_of(one, known) for one in found]
+    cases = [mutants.commands(one, known) for one in found]
     return Passed(f"{len(found)} mutants, {sum(map(bool, cases))} of them to be noticed")
 
 

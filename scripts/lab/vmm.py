@@ -3,7 +3,6 @@
 
 import os
 import pathlib
-import platform
 import re
 import shlex
 import shutil
@@ -11,12 +10,13 @@ import tempfile
 
 import kernel
 import machine
-from common import CACHE, REPO, LabError, lock, say, step
+from common import CACHE, REPO, lock, say, step
 
 SOURCE = REPO / "scripts" / "vmm"
 # The trials, by the names of their scripts in scripts/vmm/try.
 TRIALS = ["restore", "migrate", "failures"]
 TARGET = "aarch64-unknown-linux-gnu"
+BUILD = ["--locked", "--release", "--target", TARGET]
 HOME = CACHE / "vmm"
 
 # The columns of the tables: the word of a row, and what it means.
@@ -39,50 +39,37 @@ COLUMNS = {
 
 def cargo(what, *words, log="vmm"):
     """Runs cargo with the crates that Cargo.lock names, which it fetches once."""
-    HOME.mkdir(parents=True, exist_ok=True)
     environment = {
         "CARGO_HOME": str(HOME / "cargo"),
         "CARGO_TARGET_DIR": str(HOME / "target"),
         # One file that needs nothing of the machine it runs on.
         "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS": "-C target-feature=+crt-static",
+        "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER": "aarch64-linux-gnu-gcc",
     }
-    if platform.machine() != "aarch64":
-        environment["CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER"] = "aarch64-linux-gnu-gcc"
     certificates = CACHE / "certificates.crt"
     if certificates.exists() and certificates.stat().st_size:
         environment["CARGO_HTTP_CAINFO"] = str(certificates)
     # The user may have a registry of their own.
-    for name in ("config.toml", "config"):
-        config = pathlib.Path(os.environ.get("CARGO_HOME") or pathlib.Path.home() / ".cargo") / name
-        if config.exists():
-            (HOME / "cargo").mkdir(exist_ok=True)
-            shutil.copy(config, HOME / "cargo" / name)
+    (HOME / "cargo").mkdir(parents=True, exist_ok=True)
+    users = pathlib.Path(os.environ.get("CARGO_HOME") or pathlib.Path.home() / ".cargo")
+    for config in filter(pathlib.Path.exists, (users / "config.toml", users / "config")):
+        shutil.copy(config, HOME / "cargo")
     with lock("vmm"):
         step(what, ["cargo", *words], log, cwd=SOURCE, env=environment)
-
-
-def binaries():
-    """Builds the VMM and its guest's program, and returns where they are."""
-    cargo(
-        "building the example VMM",
-        *("build", "--locked", "--release", "--target", TARGET),
-    )
-    return HOME / "target" / TARGET / "release"
 
 
 def checks():
     """Runs what needs no KVM: the unit tests, clippy and rustfmt."""
     cargo("checking the format of the example VMM", "fmt", "--check", log="vmm-fmt")
     cargo("testing the example VMM on this host", "test", "--locked", log="vmm-test")
-    cargo(
-        "looking at the example VMM with clippy",
-        *("clippy", "--locked", "--release", "--target", TARGET, "--", "-D", "warnings"),
-        log="vmm-clippy",
-    )
+    words = [*BUILD, "--", "-D", "warnings"]
+    cargo("looking at the example VMM with clippy", "clippy", *words, log="vmm-clippy")
 
 
-def initrd(build, guest_build, programs):
-    """Packs the VMM, its guest's program and kernel, and returns the archive."""
+def initrd(build, guest_build):
+    """Builds and packs the VMM, its guest's program and kernel, and returns the archive."""
+    cargo("building the example VMM", "build", *BUILD)
+    programs = HOME / "target" / TARGET / "release"
     with tempfile.TemporaryDirectory() as directory:
         guest, root = pathlib.Path(directory) / "guest", pathlib.Path(directory) / "root"
         guest.mkdir()
@@ -99,32 +86,24 @@ def initrd(build, guest_build, programs):
 
 def table(lines):
     """Returns the rows that a trial printed as a table in Markdown."""
-    rows = [
-        dict(word.split("=", 1) for word in line.split()[1:] if "=" in word)
-        for line in lines
-        if line.startswith("row ")
-    ]
+    rows = [dict(re.findall(r"(\S+)=(\S+)", line)) for line in lines if line.startswith("row ")]
     names = [name for name in COLUMNS if any(name in row for row in rows)]
-    if not rows:
-        return []
     cells = [[COLUMNS[name] for name in names], ["---"] * len(names)]
     cells += [[row.get(name, "-") for name in names] for row in rows]
-    return ["| " + " | ".join(line) + " |" for line in cells]
+    return ["| " + " | ".join(line) + " |" for line in cells] if rows else []
 
 
 def problems(code, lines):
     """Returns what went wrong in a trial."""
     wrong = [line for line in lines if line.startswith("FAIL ")]
-    if not any(line.startswith("ok ") for line in lines):
-        wrong.append("the trial found nothing right")
-    if code and not wrong:
-        wrong.append(f"the trial ended with code {code}")
+    if not wrong and (code or not any(line.startswith("ok ") for line in lines)):
+        wrong.append(f"the trial ended with code {code}, or found nothing right")
     return wrong
 
 
 def boot(where, build, guest_build, command, **options):
     """Runs a command beside the VMM on a machine, and returns what went wrong and the console."""
-    archive = initrd(build, guest_build, binaries())
+    archive = initrd(build, guest_build)
     try:
         code, lines = machine.boot(where, build, archive, command, **options)
     except machine.Unfinished as error:
@@ -134,19 +113,13 @@ def boot(where, build, guest_build, command, **options):
 
 def quick(where, build):
     """Restores and migrates a small guest with four vCPUs, whose slot is toggled as it runs."""
-    command = (
-        "export APPEND=megabytes=24;"
-        " TOGGLES=20 sh /vmm/restore vcpu && sh /vmm/migrate postcopy"
-    )
-    wrong, _ = boot(where, build, build, command, timeout=300, show=False)
-    return wrong
+    command = "export APPEND=megabytes=24; TOGGLES=20 sh /vmm/restore vcpu"
+    command += " && sh /vmm/migrate postcopy"
+    return boot(where, build, build, command, timeout=300, show=False)[0]
 
 
-def trial(name, where, build, guest_build, words, timeout=1200):
+def trial(name, where, build, guest_build, words, timeout):
     """Runs a trial on a machine, shows its table and returns an exit code."""
-    for word in words:
-        if not re.fullmatch(r"[a-z_]+", word):
-            raise LabError(f"'{word}' is no way to {name}")
     # A debug kernel takes minutes for what others do in seconds.
     patience = "PATIENCE=600 " if build.name.endswith("-debug") else ""
     command = f"{patience}sh /vmm/{name} {shlex.join(words)}"

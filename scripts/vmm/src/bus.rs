@@ -5,15 +5,16 @@
 //! mark and supply the page first, before each access, or have userfaultfd on the memory. What a
 //! device writes to a marked page is overwritten by the fill that a later exit asks for.
 
-use std::io::{self, LineWriter, Stdout, Write};
+use std::io::{self, Stdout};
 use std::sync::Mutex;
 
+use anyhow::{Context, Result};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::error::{Context, Result};
 use crate::layout::{SERIAL, SERIAL_BYTES};
+use crate::state::Registers;
 
 /// Raises the serial port's interrupt, by KVM's irqfd.
 pub struct Interrupt(EventFd);
@@ -26,7 +27,7 @@ impl Trigger for Interrupt {
     }
 }
 
-type Console = Serial<Interrupt, NoEvents, LineWriter<Stdout>>;
+type Console = Serial<Interrupt, NoEvents, Stdout>;
 
 pub struct Bus {
     serial: Mutex<Console>,
@@ -34,31 +35,29 @@ pub struct Bus {
 
 impl Bus {
     pub fn new(interrupt: EventFd) -> Self {
-        let out = LineWriter::new(io::stdout());
-        Self { serial: Mutex::new(Serial::new(Interrupt(interrupt), out)) }
+        Self { serial: Mutex::new(Serial::new(Interrupt(interrupt), io::stdout())) }
     }
 
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0);
         if let (Some(offset), [byte]) = (serial_offset(address), data) {
-            *byte = self.lock().read(offset);
+            *byte = self.serial.lock().unwrap().read(offset);
         }
     }
 
     pub fn write(&self, address: u64, data: &[u8]) -> Result<()> {
         match (serial_offset(address), data) {
-            (Some(offset), [byte]) => self.lock().write(offset, *byte).context("the serial port"),
+            (Some(offset), [byte]) => {
+                self.serial.lock().unwrap().write(offset, *byte).context("the serial port")
+            }
             _ => Ok(()),
         }
     }
 
-    /// The serial port's registers.
-    pub fn save(&self) -> Vec<u8> {
-        let mut serial = self.lock();
-        // Half a line is for this process to show, as the other one begins with nothing.
-        let _ = serial.writer_mut().flush();
-        let state = serial.state();
-        let mut bytes = vec![
+    /// The serial port's registers: their order is their name.
+    pub fn save(&self) -> Registers {
+        let state = self.serial.lock().unwrap().state();
+        let registers = [
             state.baud_divisor_low,
             state.baud_divisor_high,
             state.interrupt_enable,
@@ -69,46 +68,28 @@ impl Bus {
             state.modem_status,
             state.scratch,
         ];
-        bytes.extend(state.in_buffer);
-        bytes
+        registers.iter().chain(&state.in_buffer).map(|byte| (0, (*byte).into())).collect()
     }
 
-    pub fn load(&self, bytes: &[u8], interrupt: EventFd) -> Result<()> {
-        let [
-            low,
-            high,
-            enable,
-            identification,
-            line,
-            status,
-            modem,
-            modem_status,
-            scratch,
-            rest @ ..,
-        ] = bytes
-        else {
-            crate::error::fail!("the state has too little of the serial port");
-        };
+    pub fn load(&self, registers: &Registers, interrupt: EventFd) -> Result<()> {
+        let mut bytes = registers.iter().map(|(_, value)| *value as u8);
+        let mut next = || bytes.next().context("the state has too little of the serial port");
         let state = SerialState {
-            baud_divisor_low: *low,
-            baud_divisor_high: *high,
-            interrupt_enable: *enable,
-            interrupt_identification: *identification,
-            line_control: *line,
-            line_status: *status,
-            modem_control: *modem,
-            modem_status: *modem_status,
-            scratch: *scratch,
-            in_buffer: rest.to_vec(),
+            baud_divisor_low: next()?,
+            baud_divisor_high: next()?,
+            interrupt_enable: next()?,
+            interrupt_identification: next()?,
+            line_control: next()?,
+            line_status: next()?,
+            modem_control: next()?,
+            modem_status: next()?,
+            scratch: next()?,
+            in_buffer: bytes.collect(),
         };
-        let out = LineWriter::new(io::stdout());
-        *self.lock() = Serial::from_state(&state, Interrupt(interrupt), NoEvents, out)
-            .context("the serial port")?;
+        *self.serial.lock().unwrap() =
+            Serial::from_state(&state, Interrupt(interrupt), NoEvents, io::stdout())
+                .context("the serial port")?;
         Ok(())
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Console> {
-        self.serial.lock().expect("no thread panics with the serial port")
     }
 }
 

@@ -7,12 +7,12 @@ use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::error::{Context, Error, Result};
 use crate::stats::Stats;
 use crate::userfault::{self, Demand, Stop};
-use crate::vm::{Vm, lock};
+use crate::vm::Vm;
 
 /// What a machine tells the thread that leads it.
 pub enum Event {
@@ -50,7 +50,7 @@ impl Crew {
             let (events, stop) = (events.clone(), stop.clone());
             let thread = thread::Builder::new().name(format!("vcpu{number}")).spawn(move || {
                 stats.running();
-                match userfault::run(&mut lock(&vcpu), &mut *demand, &bus, &stats, &stop) {
+                match userfault::run(&mut vcpu.lock().unwrap(), &mut *demand, &bus, &stats, &stop) {
                     Ok(Stop::Asked) => {}
                     // Nobody listens any more when the process is about to end.
                     end => drop(events.send(Event::Ended(end))),
@@ -72,9 +72,7 @@ impl Crew {
             }
             thread::sleep(Duration::from_micros(200));
         }
-        let demands: std::result::Result<Vec<_>, _> =
-            self.threads.into_iter().map(JoinHandle::join).collect();
-        demands.map_err(|_| Error("a vCPU's thread panicked".into()))
+        Ok(self.threads.into_iter().map(|thread| thread.join().expect("a vCPU panicked")).collect())
     }
 }
 

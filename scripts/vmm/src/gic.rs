@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The GICv3 that KVM emulates: how it is made, saved and loaded.
 
+use anyhow::{Context, Result};
 use kvm_bindings::*;
 use kvm_ioctls::{DeviceFd, VmFd};
 
-use crate::error::{Context, Result};
 use crate::layout::*;
 use crate::state::Registers;
 

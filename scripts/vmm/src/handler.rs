@@ -5,29 +5,22 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 
+use anyhow::{Context, Result, bail};
 use userfaultfd::Uffd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::error::{Context, Result, fail};
-use crate::layout::Config;
-use crate::memory::Fill;
+use crate::memory::{Fill, Memory};
 use crate::pager::Pager;
 use crate::snapshot;
 use crate::stats::Stats;
 use crate::userfault::{Demand, Marks};
-
-/// The descriptors that the handler is given.
-pub struct Files {
-    pub uffd: RawFd,
-    pub marks: RawFd,
-}
 
 /// The VMM's connection to its handler.
 pub struct Handler {
@@ -39,21 +32,22 @@ impl Handler {
     /// Gives the handler what it needs.
     pub fn connect(
         path: &Path,
-        base: u64,
-        config: Config,
-        files: Files,
+        memory: &Memory,
+        uffd: &Uffd,
+        marks: &Marks,
         stats: Arc<Stats>,
     ) -> Result<Self> {
         let mut stream = connect(path)?;
-        stream.send_with_fd(&base.to_le_bytes()[..], files.uffd).context("calling the handler")?;
-        let pages = config.pages() as u64;
-        stream
-            .send_with_fd(&pages.to_le_bytes()[..], files.marks)
-            .context("calling the handler")?;
+        let pages = memory.config().pages() as u64;
+        for (word, file) in
+            [(memory.host_address(), uffd.as_raw_fd()), (pages, marks.file().as_raw_fd())]
+        {
+            stream.send_with_fd(&word.to_le_bytes()[..], file).context("calling the handler")?;
+        }
         match read_word(&mut stream) {
             Ok(0) => Ok(Self { stream, stats }),
-            Ok(pages) => fail!("the handler has a snapshot of {pages} pages, which is another"),
-            Err(error) => fail!("the handler has gone: {error}"),
+            Ok(pages) => bail!("the handler has a snapshot of {pages} pages, which is another"),
+            Err(error) => Err(error).context("the handler has gone"),
         }
     }
 
@@ -109,7 +103,7 @@ pub fn serve(folder: &Path, path: &Path) -> Result<()> {
     let (pages, marks) = receive(&vmm)?;
     if pages as usize != state.config.pages() {
         let _ = vmm.write_all(&(state.config.pages() as u64).to_le_bytes());
-        fail!("the VMM has {pages} pages, the snapshot {}", state.config.pages());
+        bail!("the VMM has {pages} pages, the snapshot {}", state.config.pages());
     }
     let pages = pages as usize;
     vmm.write_all(&0u64.to_le_bytes()).context("answering the VMM")?;
@@ -117,25 +111,18 @@ pub fn serve(folder: &Path, path: &Path) -> Result<()> {
     // SAFETY: The descriptor was sent by the VMM for this.
     let uffd = Arc::new(unsafe { Uffd::from_raw_fd(uffd.into_raw_fd()) });
     let marks = Arc::new(Marks::open(marks, pages)?);
-    let stats = Arc::new(Stats::new());
+    let stats = Arc::new(Stats::default());
     let fill = Fill::Uffd(uffd.clone(), base);
     let pager = Pager::new(pages, Box::new(memory), fill, Some(marks), stats.clone())?;
-    {
-        let pager = pager.clone();
-        thread::spawn(move || pager.serve(&uffd, base));
-    }
-    {
-        let pager = pager.clone();
-        thread::spawn(move || {
-            for vcpu in listener.incoming().flatten() {
-                let pager = pager.clone();
-                thread::spawn(move || answer(vcpu, &pager));
-            }
-        });
-    }
-    if let Err(error) = pager.stream(pages) {
-        fail!("the VMM has gone before all was there: {error}");
-    }
+    let (faults, exits) = (pager.clone(), pager.clone());
+    thread::spawn(move || faults.serve(&uffd, base));
+    thread::spawn(move || {
+        for vcpu in listener.incoming().flatten() {
+            let pager = exits.clone();
+            thread::spawn(move || answer(vcpu, &pager));
+        }
+    });
+    pager.stream(pages).context("the VMM has gone before all was there")?;
     for counter in [&stats.faults, &stats.bytes] {
         let word = counter.load(Ordering::Relaxed).to_le_bytes();
         vmm.write_all(&word).context("the VMM has gone")?;
@@ -158,6 +145,6 @@ fn receive(stream: &UnixStream) -> Result<(u64, File)> {
     let mut word = [0; 8];
     match stream.recv_with_fd(&mut word).context("hearing from the VMM")? {
         (8, Some(file)) => Ok((u64::from_le_bytes(word), file)),
-        _ => fail!("this is no VMM that calls"),
+        _ => bail!("this is no VMM that calls"),
     }
 }

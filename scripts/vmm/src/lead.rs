@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The program's commands, and the thread that leads a machine.
 
-use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::mem::ManuallyDrop;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use pico_args::Arguments;
+
 use crate::crew::{Crew, Event, demands};
-use crate::error::{Context, Error, Result, fail};
+
 use crate::handler;
 use crate::layout::Config;
 use crate::migrate::{self, Mode, Sent};
@@ -36,102 +39,75 @@ WAY is copy, vcpu, process, userfaultfd, mapping or guest_memfd.
 COMMAND is 'snapshot FOLDER', 'migrate SOCKET precopy|postcopy|userfaultfd', 'toggle N', 'report' or 'quit'.
 The VMM ends with 0 when the guest powers off, with 3 when the guest resets.";
 
-/// The words of the command line: those with a name, and the others.
-struct Options {
-    named: HashMap<String, String>,
-    words: Vec<String>,
-}
-
-impl Options {
-    fn parse(arguments: Vec<String>, known: &[&str], words: usize) -> Result<Self> {
-        let mut options = Self { named: HashMap::new(), words: Vec::new() };
-        let mut arguments = arguments.into_iter();
-        while let Some(argument) = arguments.next() {
-            match argument.strip_prefix("--") {
-                Some(name) if known.contains(&name) => {
-                    let Some(value) = arguments.next() else {
-                        fail!("--{name} wants a value\n{USAGE}")
-                    };
-                    options.named.insert(name.to_owned(), value);
-                }
-                Some(name) => fail!("there is no option --{name}\n{USAGE}"),
-                None => options.words.push(argument),
-            }
-        }
-        if options.words.len() != words {
-            fail!("{words} words were expected, and {} given\n{USAGE}", options.words.len());
-        }
-        Ok(options)
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        self.named.get(name).map(String::as_str)
-    }
-
-    fn path(&self, name: &str) -> Option<&Path> {
-        self.get(name).map(Path::new)
-    }
-
-    fn needed(&self, name: &str) -> Result<&Path> {
-        self.path(name).ok_or_else(|| Error(format!("--{name} is missing\n{USAGE}")))
-    }
-
-    fn number(&self, name: &str, default: u64) -> Result<u64> {
-        self.get(name).map_or(Ok(default), |text| text.parse().context(format!("--{name} {text}")))
-    }
-}
-
 /// Does what the command line says.
-pub fn program(mut arguments: Vec<String>) -> Result<ExitCode> {
-    if arguments.is_empty() || arguments.iter().any(|word| word == "--help" || word == "-h") {
+pub fn program(mut arguments: Arguments) -> Result<ExitCode> {
+    if arguments.contains(["-h", "--help"]) {
         println!("{USAGE}");
         return Ok(ExitCode::SUCCESS);
     }
-    let stats = Arc::new(Stats::new());
-    let command = arguments.remove(0);
-    match command.as_str() {
-        "boot" => {
-            let known = ["image", "initrd", "memory", "vcpus", "append", "control"];
-            let options = Options::parse(arguments, &known, 0)?;
-            let guest = boot(&options)?;
-            Leader::new(guest, stats, options.path("control"))?.lead(None)
+    let stats = Arc::new(Stats::default());
+    // From now on, so that nothing is wrong with the socket when a machine has come.
+    let control = listen(arguments.opt_value_from_str("--control")?)?;
+    match arguments.subcommand()?.as_deref() {
+        Some("boot") => {
+            let guest = boot(arguments)?;
+            Leader::new(guest, stats, control)?.lead()
         }
-        "restore" => {
+        Some("restore") => {
             stats.begin();
-            let options = Options::parse(arguments, &["way", "handler", "control", "break"], 1)?;
-            let way = Way::parse(options.get("way").unwrap_or("vcpu"))?;
-            let wound = Wound::parse(options.get("break").unwrap_or("nothing"))?;
-            let folder = Path::new(&options.words[0]);
-            let guest = restore(folder, way, options.path("handler"), wound, &stats)?;
-            Leader::new(guest, stats, options.path("control"))?.lead(None)
+            let way: Option<String> = arguments.opt_value_from_str("--way")?;
+            let handler: Option<PathBuf> = arguments.opt_value_from_str("--handler")?;
+            let wound: Option<String> = arguments.opt_value_from_str("--break")?;
+            let [folder] = words(arguments)?;
+            let way = named("way", &Way::NAMES, way.as_deref().unwrap_or("vcpu"))?;
+            let wound = named("wound", &Wound::NAMES, wound.as_deref().unwrap_or("nothing"))?;
+            let guest = restore(folder.as_ref(), way, handler.as_deref(), wound, &stats)?;
+            Leader::new(guest, stats, control)?.lead()
         }
-        "handler" => {
-            let options = Options::parse(arguments, &[], 2)?;
-            handler::serve(Path::new(&options.words[0]), Path::new(&options.words[1]))?;
+        Some("handler") => {
+            let [folder, socket] = words(arguments)?;
+            handler::serve(folder.as_ref(), socket.as_ref())?;
             Ok(ExitCode::SUCCESS)
         }
-        "receive" => {
-            let options = Options::parse(arguments, &["control"], 1)?;
-            let (guest, running) = migrate::receive(Path::new(&options.words[0]), &stats)?;
-            Leader::new(guest, stats, options.path("control"))?.lead(Some(running))
+        Some("receive") => {
+            let [socket] = words(arguments)?;
+            let guest = migrate::receive(socket.as_ref(), &stats)?;
+            Leader::new(guest, stats, control)?.lead()
         }
-        "tell" => {
-            let options = Options::parse(arguments, &[], 2)?;
-            tell(Path::new(&options.words[0]), &options.words[1])
+        Some("tell") => {
+            let [socket, command] = words(arguments)?;
+            tell(socket.as_ref(), &command.to_string_lossy())
         }
-        other => fail!("there is no command '{other}'\n{USAGE}"),
+        _ => bail!("there is no such command\n{USAGE}"),
     }
 }
 
+/// The words of the command line that are left when the options have been taken.
+fn words<const N: usize>(arguments: Arguments) -> Result<[OsString; N]> {
+    let left = arguments.finish().try_into();
+    left.map_err(|left| anyhow!("{N} words were expected, and not {left:?}\n{USAGE}"))
+}
+
+/// What a word stands for.
+fn named<T: Copy>(what: &str, known: &[(&str, T)], word: &str) -> Result<T> {
+    let found = known.iter().find(|(name, _)| *name == word);
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let value = found.map(|(_, value)| *value);
+    value.context(format!("there is no {what} '{word}', but {}", names.join(", ")))
+}
+
 /// Makes a machine that boots Linux.
-fn boot(options: &Options) -> Result<Guest> {
-    let config = Config {
-        ram: options.number("memory", 128)? << 20,
-        vcpus: options.number("vcpus", 1)? as usize,
-    };
-    let command_line = format!("console=ttyS0 panic=-1 {}", options.get("append").unwrap_or(""));
+fn boot(mut arguments: Arguments) -> Result<Guest> {
+    let image: PathBuf = arguments.value_from_str("--image")?;
+    let initrd: PathBuf = arguments.value_from_str("--initrd")?;
+    let megabytes: Option<u64> = arguments.opt_value_from_str("--memory")?;
+    let vcpus: Option<usize> = arguments.opt_value_from_str("--vcpus")?;
+    let append: Option<String> = arguments.opt_value_from_str("--append")?;
+    let [] = words(arguments)?;
+    let config = Config { ram: megabytes.unwrap_or(128) << 20, vcpus: vcpus.unwrap_or(1) };
+    let command_line = format!("console=ttyS0 panic=-1 {}", append.unwrap_or_default());
     let vm = Vm::new(config, Kind::Anonymous)?;
-    vm.load_linux(options.needed("image")?, options.needed("initrd")?, &command_line)?;
+    vm.load_linux(&image, &initrd, &command_line)?;
     vm.set_slot(None, false)?;
     vm.record_stolen_time()?;
     Ok(Guest::whole(vm))
@@ -147,6 +123,9 @@ fn tell(path: &Path, command: &str) -> Result<ExitCode> {
     println!("{}", answer.trim_end());
     Ok(if answer.starts_with("ok") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
+
+/// Where the thread that leads a machine hears of everything.
+type Control = (Sender<Event>, Receiver<Event>);
 
 /// Leads a machine to its end.
 struct Leader {
@@ -164,11 +143,8 @@ struct Leader {
 }
 
 impl Leader {
-    fn new(guest: Guest, stats: Arc<Stats>, control: Option<&Path>) -> Result<Self> {
-        let (sender, events) = channel();
-        if let Some(path) = control {
-            listen(path, sender.clone())?;
-        }
+    fn new(guest: Guest, stats: Arc<Stats>, control: Control) -> Result<Self> {
+        let (sender, events) = control;
         if let Some(service) = guest.service {
             let sender = sender.clone();
             thread::spawn(move || {
@@ -190,14 +166,12 @@ impl Leader {
         })
     }
 
-    fn lead(self, running: Option<Job>) -> Result<ExitCode> {
+    fn lead(self) -> Result<ExitCode> {
         // The vCPUs may run until the process ends, and so long they need what a drop takes away.
-        let mut leader = ManuallyDrop::new(self);
-        leader.events(running)
+        ManuallyDrop::new(self).events()
     }
 
-    fn events(&mut self, running: Option<Job>) -> Result<ExitCode> {
-        running.map_or(Ok(()), |say| say())?;
+    fn events(&mut self) -> Result<ExitCode> {
         eprintln!("vmm: the vCPUs run");
         if let Some(stream) = self.stream.take() {
             let sender = self.sender.clone();
@@ -225,7 +199,7 @@ impl Leader {
                         let _ = writeln!(stream, "ok");
                         return Ok(ExitCode::SUCCESS);
                     }
-                    Err(error) => drop(writeln!(stream, "error: {error}")),
+                    Err(error) => drop(writeln!(stream, "error: {error:#}")),
                 },
             }
         }
@@ -260,7 +234,7 @@ impl Leader {
     }
 
     fn crew(&mut self) -> Result<Crew> {
-        self.crew.take().ok_or_else(|| Error("the machine does not run".into()))
+        self.crew.take().context("the machine does not run")
     }
 
     fn start(&mut self, demands: crate::crew::Demands) -> Result<()> {
@@ -271,9 +245,8 @@ impl Leader {
     /// Does what somebody asked for, and returns the answer, or nothing when the VMM is to end.
     fn command(&mut self, line: &str) -> Result<Option<String>> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if !self.complete && !matches!(words[..], ["quit" | "report"]) {
-            fail!("not all of the memory is there yet");
-        }
+        let any_time = matches!(words[..], ["quit" | "report"]);
+        ensure!(self.complete || any_time, "not all of the memory is there yet");
         match words[..] {
             ["snapshot", folder] => {
                 let demands = self.crew()?.stop()?;
@@ -285,7 +258,7 @@ impl Leader {
                 result.map(|()| Some(format!("snapshot in {folder}")))
             }
             ["migrate", path, mode] => {
-                let mode = Mode::parse(mode)?;
+                let mode = named("migration", &Mode::NAMES, mode)?;
                 let crew = self.crew()?;
                 let (vm, stats, sender) =
                     (self.vm.clone(), self.stats.clone(), self.sender.clone());
@@ -297,7 +270,7 @@ impl Leader {
                     }
                     Sent::Here(error, crew) => {
                         self.crew = Some(crew);
-                        fail!("the machine stays here: {error}")
+                        bail!("the machine stays here: {error:#}")
                     }
                 }
             }
@@ -307,15 +280,13 @@ impl Leader {
             }
             ["report"] => Ok(Some(self.stats.report())),
             ["quit"] => Ok(None),
-            _ => fail!("no command is like '{line}'"),
+            _ => bail!("no command is like '{line}'"),
         }
     }
 
     /// Marks all of the memory again and again while the guest runs, which tells what it touches.
     fn toggle(&mut self, times: u32) -> Result<String> {
-        if !self.vm.userfault {
-            fail!("this kernel has no KVM userfault");
-        }
+        ensure!(self.vm.userfault, "this kernel has no KVM userfault");
         let pages = self.vm.memory.config().pages();
         let marks = Arc::new(Marks::new(pages)?);
         // Threads whose vCPUs exit for these marks. One that exits late finds its mark cleared.
@@ -341,17 +312,22 @@ fn identity() -> u64 {
     now.as_nanos() as u64 ^ (u64::from(std::process::id()) << 48)
 }
 
-/// Takes commands from a socket, one a connection.
-fn listen(path: &Path, sender: Sender<Event>) -> Result<()> {
-    let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path).context(format!("listening at {}", path.display()))?;
+/// Takes commands from a socket, one a connection, if there is to be one.
+fn listen(path: Option<PathBuf>) -> Result<Control> {
+    let (sender, events) = channel();
+    let Some(path) = path else {
+        return Ok((sender, events));
+    };
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).context(format!("listening at {}", path.display()))?;
+    let commands = sender.clone();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut line = String::new();
             if BufReader::new(&stream).read_line(&mut line).is_ok() {
-                let _ = sender.send(Event::Command(line.trim_end().to_owned(), stream));
+                let _ = commands.send(Event::Command(line.trim_end().to_owned(), stream));
             }
         }
     });
-    Ok(())
+    Ok((sender, events))
 }

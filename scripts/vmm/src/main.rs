@@ -4,7 +4,6 @@
 #![cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
 
 mod bus;
-mod error;
 mod fdt;
 mod layout;
 mod memory;
@@ -35,9 +34,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(target_arch = "aarch64")]
-    match lead::program(std::env::args().skip(1).collect()) {
+    match lead::program(pico_args::Arguments::from_env()) {
         Ok(code) => return code,
-        Err(error) => eprintln!("vmm: error: {error}"),
+        Err(error) => eprintln!("vmm: error: {error:#}"),
     }
     #[cfg(not(target_arch = "aarch64"))]
     eprintln!("vmm: error: this VMM is for arm64 hosts");

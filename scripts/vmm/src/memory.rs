@@ -4,16 +4,17 @@
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use userfaultfd::{Error as UffdError, Uffd, UffdBuilder};
-use vm_memory::mmap::MmapRegionBuilder;
+use anyhow::{Context, Result, bail};
+use userfaultfd::{Error as UffdError, Event, Uffd, UffdBuilder};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MemoryRegionAddress,
+    GuestRegionMmap, MmapRegion,
 };
 
-use crate::error::{Context, Result, fail};
 use crate::layout::{Config, RAM, page_size};
+use crate::stats::Stats;
 
 /// What the guest's memory is mapped from.
 pub enum Backing {
@@ -29,28 +30,25 @@ pub enum Backing {
 pub struct Memory {
     guest: GuestMemoryMmap,
     config: Config,
+    is_guest_memfd: bool,
 }
 
 impl Memory {
     pub fn new(config: Config, backing: Backing) -> Result<Self> {
-        let builder = MmapRegionBuilder::new(config.slot_bytes())
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
-        let builder = match backing {
-            Backing::Anonymous => builder
-                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
-            Backing::Private(file) => builder
-                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-                .with_file_offset(FileOffset::new(file, 0)),
-            Backing::GuestMemfd(file) => {
-                builder.with_mmap_flags(libc::MAP_SHARED).with_file_offset(FileOffset::new(file, 0))
-            }
+        let (flags, file, is_guest_memfd) = match backing {
+            Backing::Anonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None, false),
+            Backing::Private(file) => (libc::MAP_PRIVATE, Some(file), false),
+            Backing::GuestMemfd(file) => (libc::MAP_SHARED, Some(file), true),
         };
-        let mapping = builder.build().context("mapping the guest's memory")?;
-        let Some(region) = GuestRegionMmap::new(mapping, GuestAddress(RAM)) else {
-            fail!("the guest's memory does not fit into its address space");
-        };
+        let file = file.map(|file| FileOffset::new(file, 0));
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = flags | libc::MAP_NORESERVE;
+        let mapping = MmapRegion::build(file, config.slot_bytes(), protection, flags)
+            .context("mapping the guest's memory")?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(RAM))
+            .context("the guest's memory does not fit into its address space")?;
         let guest = GuestMemoryMmap::from_regions(vec![region]).context("the guest's memory")?;
-        Ok(Self { guest, config })
+        Ok(Self { guest, config, is_guest_memfd })
     }
 
     /// The memory as the loaders want it.
@@ -62,10 +60,15 @@ impl Memory {
         self.config
     }
 
+    /// The guest_memfd that it is mapped from.
+    pub fn guest_memfd(&self) -> Option<&File> {
+        let region = self.guest.find_region(GuestAddress(RAM)).filter(|_| self.is_guest_memfd)?;
+        region.file_offset().map(FileOffset::file)
+    }
+
     /// Where the slot is in this process.
     pub fn host_address(&self) -> u64 {
-        let region = self.guest.iter().next().expect("the memory has a region");
-        region.get_host_address(MemoryRegionAddress(0)).expect("the region has a start") as u64
+        self.guest.get_host_address(GuestAddress(RAM)).expect("the slot begins there") as u64
     }
 
     /// Reads whole pages.
@@ -151,9 +154,9 @@ impl Fill {
                         // The mapping is being changed, by a fork for one.
                         Err(UffdError::PartiallyCopied(_)) => std::thread::yield_now(),
                         Err(UffdError::CopyFailed(errno)) => {
-                            fail!("UFFDIO_COPY to page {first}: {errno}")
+                            bail!("UFFDIO_COPY to page {first}: {errno}")
                         }
-                        Err(error) => fail!("UFFDIO_COPY to page {first}: {error}"),
+                        Err(error) => bail!("UFFDIO_COPY to page {first}: {error}"),
                     }
                 }
                 Ok(())
@@ -174,4 +177,20 @@ pub fn register(memory: &Memory) -> Result<Arc<Uffd>> {
     uffd.register(memory.host_address() as *mut _, memory.config().slot_bytes())
         .context("registering the guest's memory with userfaultfd")?;
     Ok(Arc::new(uffd))
+}
+
+/// Supplies the pages that userfaultfd asks for, as long as it is there.
+pub fn serve(
+    uffd: &Uffd,
+    base: u64,
+    stats: &Stats,
+    supply: impl Fn(usize) -> Result<()>,
+) -> Result<()> {
+    loop {
+        let event = uffd.read_event().context("reading userfaultfd")?;
+        if let Some(Event::Pagefault { addr, .. }) = event {
+            stats.faults.fetch_add(1, Ordering::Relaxed);
+            supply((addr as u64 - base) as usize / page_size())?;
+        }
+    }
 }

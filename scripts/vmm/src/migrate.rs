@@ -4,12 +4,12 @@
 //!
 //! A message is four words, kind, two arguments and the bytes that follow it:
 //!
-//!     source       START    RAM, vCPUs      page size
+//!     source       START    RAM, vCPUs      page size, whether by userfaultfd
 //!                  PAGES    first           content
 //!                  SWITCH   bytes of state  state, and the words of the bitmap of what is missing
 //!                  DONE                     every page was sent
 //!     destination  REQUEST  page
-//!                  RUNNING
+//!                  RUNNING                  the source has to let go of the machine
 //!                  END
 
 use std::fs;
@@ -17,16 +17,17 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
 
+use anyhow::{Context, Error, Result, bail, ensure};
+
 use crate::crew::{Crew, Demands, demands};
-use crate::error::{Context, Error, Result, fail};
 use crate::layout::{BLOCK_PAGES, Config, page_size};
 use crate::memory::{self, Fill};
 use crate::restore::{Guest, Job};
-use crate::state::State;
+use crate::state::{State, to_bytes, to_words};
 use crate::stats::Stats;
 use crate::userfault::{self, Demand, Marks};
 use crate::vm::{Kind, Vm, open_kvm};
@@ -62,14 +63,6 @@ impl Mode {
         ("postcopy", Mode::Postcopy),
         ("userfaultfd", Mode::Userfaultfd),
     ];
-
-    pub fn parse(name: &str) -> Result<Self> {
-        let mode = Self::NAMES.iter().find(|(known, _)| *known == name);
-        mode.map(|(_, mode)| *mode).ok_or_else(|| {
-            let names = Self::NAMES.map(|(name, _)| name).join(", ");
-            Error(format!("there is no migration '{name}', but {names}"))
-        })
-    }
 }
 
 /// One end of the connection.
@@ -84,8 +77,7 @@ struct Message {
 
 impl Link {
     fn send(&mut self, kind: u64, a: u64, b: u64, content: &[u8]) -> Result<()> {
-        let head: Vec<u8> =
-            [kind, a, b, content.len() as u64].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let head = to_bytes(&[kind, a, b, content.len() as u64]);
         self.0
             .write_all(&head)
             .and_then(|()| self.0.write_all(content))
@@ -95,14 +87,10 @@ impl Link {
     fn receive(&mut self) -> Result<Message> {
         let mut head = [0; 32];
         self.0.read_exact(&mut head).context("the other side has gone")?;
-        let mut words =
-            head.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
-        let mut word = || words.next().unwrap_or_default();
-        let (kind, a, b, bytes) = (word(), word(), word(), word());
+        let words = to_words(&head);
+        let (kind, a, b, bytes) = (words[0], words[1], words[2], words[3]);
         // The largest are a block of pages and the state of a machine.
-        if bytes > 64 << 20 {
-            fail!("a message of {bytes} bytes, which no migration sends");
-        }
+        ensure!(bytes <= 64 << 20, "a message of {bytes} bytes, which no migration sends");
         let mut content = vec![0; bytes as usize];
         self.0.read_exact(&mut content).context("the other side has gone")?;
         Ok(Message { kind, a, b, content })
@@ -110,17 +98,16 @@ impl Link {
 
     fn expect(&mut self, kind: u64) -> Result<Message> {
         let message = self.receive()?;
-        if message.kind != kind {
-            fail!(
-                "message {} instead of {kind}: the other side is no VMM of this kind",
-                message.kind
-            );
-        }
+        ensure!(
+            message.kind == kind,
+            "message {} instead of {kind}: the other side is no VMM of this kind",
+            message.kind
+        );
         Ok(message)
     }
 
     fn try_clone(&self) -> Result<Self> {
-        Ok(Self(self.0.try_clone().context("the connection")?))
+        Ok(Self(self.0.try_clone()?))
     }
 }
 
@@ -129,15 +116,13 @@ struct Sender<'a> {
     vm: &'a Vm,
     link: Mutex<Link>,
     missing: Marks,
-    /// What was asked for before the destination said that it runs.
-    early: Vec<usize>,
     bytes: u64,
 }
 
 impl Sender<'_> {
     fn send(&self, pages: std::ops::Range<usize>) -> Result<u64> {
         // A page that is taken is sent before anybody else sends anything, DONE above all.
-        let mut link = lock(&self.link);
+        let mut link = self.link.lock().unwrap();
         let mut bytes = 0;
         for run in self.missing.take(pages) {
             let mut content = vec![0; run.len() * page_size()];
@@ -172,8 +157,7 @@ pub fn send(
     path: &Path,
     mode: Mode,
 ) -> Result<Sent> {
-    let copied = precopy(vm, path, mode);
-    let (mut sender, rounds) = match copied {
+    let (mut sender, rounds) = match precopy(vm, path, mode) {
         Ok(done) => done,
         Err(error) => {
             vm.set_slot(None, false)?;
@@ -204,16 +188,10 @@ fn precopy<'a>(vm: &'a Vm, path: &Path, mode: Mode) -> Result<(Sender<'a>, usize
     let config = vm.memory.config();
     let stream = UnixStream::connect(path).context(format!("connecting to {}", path.display()))?;
     let mut link = Link(stream);
-    let mode_word = u64::from(mode == Mode::Userfaultfd);
-    link.send(
-        START,
-        config.ram,
-        config.vcpus as u64,
-        &((mode_word << 32) | page_size() as u64).to_le_bytes(),
-    )?;
-    let missing = Marks::new(config.pages())?;
-    missing.set(0..config.pages());
-    let mut sender = Sender { vm, link: Mutex::new(link), missing, early: Vec::new(), bytes: 0 };
+    let how = to_bytes(&[page_size() as u64, u64::from(mode == Mode::Userfaultfd)]);
+    link.send(START, config.ram, config.vcpus as u64, &how)?;
+    let missing = Marks::all(config.pages())?;
+    let mut sender = Sender { vm, link: Mutex::new(link), missing, bytes: 0 };
     vm.set_slot(None, true)?;
     let mut rounds = 0;
     loop {
@@ -241,45 +219,33 @@ fn switch(vm: &Vm, sender: &mut Sender, mode: Mode) -> Result<usize> {
     if mode == Mode::Precopy {
         sender.bytes += sender.send_all()?;
     }
-    let words: Vec<u8> =
-        sender.missing.to_words().iter().flat_map(|word| word.to_le_bytes()).collect();
-    let mut link = lock(&sender.link);
+    let words = to_bytes(&sender.missing.to_words());
+    let mut link = sender.link.lock().unwrap();
     link.send(SWITCH, state.len() as u64, 0, &[state, words].concat())?;
-    loop {
-        let message = link.receive()?;
-        match message.kind {
-            RUNNING => return Ok(sender.missing.count()),
-            // A vCPU was faster than the thread that says so.
-            REQUEST => sender.early.push(message.a as usize),
-            kind => fail!("message {kind} from the destination, which is not for now"),
-        }
-    }
+    link.expect(RUNNING)?;
+    Ok(sender.missing.count())
 }
 
 /// Sends what is missing, what is asked for first. Returns how many pages were asked for.
 fn finish(sender: &mut Sender) -> Result<u64> {
-    let mut requests = lock(&sender.link).try_clone()?;
+    let mut requests = sender.link.lock().unwrap().try_clone()?;
     let shared = &*sender;
-    let (asked, bytes) = thread::scope(|scope| {
+    let (asked, bytes) = thread::scope(|scope| -> Result<_> {
         let answers = scope.spawn(move || -> Result<(u64, u64)> {
-            let (mut asked, mut bytes) = (shared.early.len() as u64, 0);
-            for page in &shared.early {
-                bytes += shared.send(*page..*page + 1)?;
-            }
+            let (mut asked, mut bytes) = (0, 0);
             loop {
                 let message = requests.receive()?;
                 match message.kind {
                     REQUEST => bytes += shared.send(message.a as usize..message.a as usize + 1)?,
                     END => return Ok((asked, bytes)),
-                    kind => fail!("message {kind} from the destination, which is not for now"),
+                    kind => bail!("message {kind} from the destination, which is not for now"),
                 }
                 asked += 1;
             }
         });
         let streamed = shared.send_all()?;
-        lock(&shared.link).send(DONE, 0, 0, &[])?;
-        let (asked, answered) =
-            answers.join().map_err(|_| Error("the thread that answers panicked".into()))??;
+        shared.link.lock().unwrap().send(DONE, 0, 0, &[])?;
+        let (asked, answered) = answers.join().expect("the thread that answers panicked")?;
         Ok((asked, streamed + answered))
     })?;
     sender.bytes += bytes;
@@ -300,7 +266,7 @@ struct Incoming {
 impl Incoming {
     fn ask(&self, page: usize) -> Result<()> {
         if !self.unasked.take(page..page + 1).is_empty() {
-            lock(&self.link).send(REQUEST, page as u64, 0, &[])?;
+            self.link.lock().unwrap().send(REQUEST, page as u64, 0, &[])?;
         }
         Ok(())
     }
@@ -317,32 +283,22 @@ impl Incoming {
                     self.stats.bytes.fetch_add(message.content.len() as u64, Ordering::Relaxed);
                     if let Some(marks) = &self.marks {
                         marks.clear(pages);
-                        let _guard = lock(&self.arrivals.0);
+                        let _guard = self.arrivals.0.lock().unwrap();
                         self.arrivals.1.notify_all();
                     }
                 }
                 DONE => {
                     let missing = self.marks.as_ref().map_or(0, |marks| marks.count());
-                    if missing > 0 {
-                        fail!("the source says that it is done, and {missing} pages never came");
-                    }
-                    return lock(&self.link).send(END, 0, 0, &[]);
+                    ensure!(missing == 0, "the source is done, and {missing} pages never came");
+                    return self.link.lock().unwrap().send(END, 0, 0, &[]);
                 }
-                kind => fail!("message {kind} from the source, which is not for now"),
+                kind => bail!("message {kind} from the source, which is not for now"),
             }
         }
     }
 
     fn serve(&self, uffd: &userfaultfd::Uffd, base: u64) -> Result<()> {
-        loop {
-            match uffd.read_event().context("reading userfaultfd")? {
-                Some(userfaultfd::Event::Pagefault { addr, .. }) => {
-                    self.stats.faults.fetch_add(1, Ordering::Relaxed);
-                    self.ask((addr as u64 - base) as usize / page_size())?;
-                }
-                _ => continue,
-            }
-        }
+        memory::serve(uffd, base, &self.stats, |page| self.ask(page))
     }
 }
 
@@ -350,17 +306,16 @@ impl Incoming {
 impl Demand for Arc<Incoming> {
     fn page(&mut self, page: usize) -> Result<()> {
         self.ask(page)?;
-        let mut guard = lock(&self.arrivals.0);
+        let mut guard = self.arrivals.0.lock().unwrap();
         while self.marks.as_ref().is_some_and(|marks| marks.is_set(page)) {
-            guard = self.arrivals.1.wait(guard).map_err(|_| Error("a thread panicked".into()))?;
+            guard = self.arrivals.1.wait(guard).unwrap();
         }
         Ok(())
     }
 }
 
-/// Waits for a machine that comes over a socket, and returns it ready to run. When it runs, the
-/// second part of what is returned has to be called.
-pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
+/// Waits for a machine that comes over a socket, and returns it ready to run.
+pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<Guest> {
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path).context(format!("listening at {}", path.display()))?;
     eprintln!("vmm: waiting for a machine");
@@ -369,12 +324,11 @@ pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
     let start = link.expect(START)?;
     eprintln!("vmm: a machine is coming");
     let config = Config { ram: start.a, vcpus: start.b as usize };
-    let words = start.content.try_into().map(u64::from_le_bytes);
-    let Ok(words) = words else { fail!("the source says too little") };
-    if words & 0xffff_ffff != page_size() as u64 {
-        fail!("the source has pages of another size");
-    }
-    let mut by_marks = words >> 32 == 0;
+    let [pages_of, by_userfaultfd] = to_words(&start.content)[..] else {
+        bail!("the source says too little");
+    };
+    ensure!(pages_of == page_size() as u64, "the source has pages of another size");
+    let mut by_marks = by_userfaultfd == 0;
     if by_marks && !userfault::supported(&open_kvm()?) {
         eprintln!("vmm: this kernel has no KVM userfault: falling back to userfaultfd");
         by_marks = false;
@@ -386,23 +340,22 @@ pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<(Guest, Job)> {
         match message.kind {
             PAGES => vm.memory.write(message.a as usize, &message.content)?,
             SWITCH => break message,
-            kind => fail!("message {kind} from the source, which is not for now"),
+            kind => bail!("message {kind} from the source, which is not for now"),
         }
     };
     stats.begin();
     let Some((state, words)) = switch.content.split_at_checked(switch.a as usize) else {
-        fail!("the source's last message is truncated");
+        bail!("the source's last message is truncated");
     };
     let state = State::decode(state)?;
     let missing = Arc::new(Marks::new(config.pages())?);
-    let words: Vec<u64> =
-        words.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
-    missing.load_words(&words);
+    missing.load_words(&to_words(words));
     let guest = incomplete(vm, missing, by_marks, link.try_clone()?, stats)?;
     guest.vm.load(&state)?;
     guest.vm.record_stolen_time()?;
-    let running: Job = Box::new(move || link.send(RUNNING, 0, 0, &[]));
-    Ok((guest, running))
+    // Before it runs: so the machine never runs on both sides.
+    link.send(RUNNING, 0, 0, &[])?;
+    Ok(guest)
 }
 
 /// Makes the machine ready that lacks some pages.
@@ -444,16 +397,6 @@ fn incomplete(
         Box::new(move || incoming.serve(&uffd, base)) as Job
     };
     let stream: Job = Box::new(move || incoming.receive(&mut reader));
-    Ok(Guest {
-        vm: Arc::new(vm),
-        demands,
-        marks,
-        uffd: Some(uffd),
-        service: Some(service),
-        stream: Some(stream),
-    })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|error| error.into_inner())
+    let (vm, uffd) = (Arc::new(vm), Some(uffd));
+    Ok(Guest { vm, demands, marks, uffd, service: Some(service), stream: Some(stream) })
 }

@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use userfaultfd::{Event, Uffd};
+use anyhow::{Context, Result, bail};
+use userfaultfd::Uffd;
 
-use crate::error::{Context, Result, fail};
 use crate::layout::{BLOCK_PAGES, page_size};
-use crate::memory::Fill;
+use crate::memory::{self, Fill};
 use crate::stats::Stats;
 use crate::userfault::{Demand, Marks};
 
@@ -50,8 +50,7 @@ impl Pager {
         marks: Option<Arc<Marks>>,
         stats: Arc<Stats>,
     ) -> Result<Arc<Self>> {
-        let pending = Marks::new(pages)?;
-        pending.set(0..pages);
+        let pending = Marks::all(pages)?;
         Ok(Arc::new(Self { source, fill, marks, pending, supplied: AtomicUsize::new(0), stats }))
     }
 
@@ -109,17 +108,7 @@ impl Pager {
 
     /// Supplies what userfaultfd asks for, until it is gone.
     pub fn serve(&self, uffd: &Uffd, base: u64) -> Result<()> {
-        loop {
-            match uffd.read_event() {
-                Ok(Some(Event::Pagefault { addr, .. })) => {
-                    self.stats.faults.fetch_add(1, Ordering::Relaxed);
-                    let page = (addr as u64 - base) as usize / page_size();
-                    self.supply(page..page + 1)?;
-                }
-                Ok(_) => {}
-                Err(error) => fail!("reading userfaultfd: {error}"),
-            }
-        }
+        memory::serve(uffd, base, &self.stats, |page| self.supply(page..page + 1).map(drop))
     }
 }
 
@@ -136,7 +125,7 @@ pub struct NoDemand;
 
 impl Demand for NoDemand {
     fn page(&mut self, page: usize) -> Result<()> {
-        fail!("an exit for page {page}, which has no mark")
+        bail!("an exit for page {page}, which has no mark")
     }
 }
 
@@ -173,11 +162,10 @@ mod tests {
         let config = Config { ram: 4 << 20, vcpus: 1 };
         let pages = config.pages();
         let memory = Memory::new(config, Backing::Anonymous).unwrap();
-        let marks = Arc::new(Marks::new(pages).unwrap());
-        marks.set(0..pages);
+        let marks = Arc::new(Marks::all(pages).unwrap());
         let source = Box::new(Numbers(Marks::new(pages).unwrap()));
         let fill = Fill::Write(memory.clone());
-        let stats = Arc::new(Stats::new());
+        let stats = Arc::new(Stats::default());
         let pager = Pager::new(pages, source, fill, Some(marks.clone()), stats.clone()).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| pager.stream(pages).unwrap());

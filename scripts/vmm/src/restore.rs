@@ -2,13 +2,13 @@
 //! Restores a machine from a snapshot, on demand, in one of several ways.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use anyhow::{Context, Result};
+
 use crate::crew::{Demands, demands};
-use crate::error::{Context, Error, Result};
 use crate::handler::{self, Handler};
 use crate::memory::{self, Fill};
 use crate::pager::{NoDemand, Pager, Source};
@@ -44,13 +44,6 @@ impl Way {
         ("mapping", Way::Mapping),
         ("guest_memfd", Way::GuestMemfd),
     ];
-
-    pub fn parse(name: &str) -> Result<Self> {
-        let way = Self::NAMES.iter().find(|(known, _)| *known == name);
-        let names = Self::NAMES.map(|(name, _)| name).join(", ");
-        way.map(|(_, way)| *way)
-            .ok_or_else(|| Error(format!("there is no way '{name}', but {names}")))
-    }
 
     fn needs_marks(self) -> bool {
         !matches!(self, Way::Copy | Way::Userfaultfd)
@@ -102,17 +95,14 @@ pub fn restore(
     let supported = userfault::supported(&open_kvm()?) && wound != Wound::NoCapability;
     let way = way.possible(supported);
     let kind = match way {
-        Way::Mapping => Kind::Private(file.try_clone().context("the snapshot")?),
+        Way::Mapping => Kind::Private(file.try_clone()?),
         Way::GuestMemfd => Kind::GuestMemfd,
         _ => Kind::Anonymous,
     };
     let vm = Vm::new(state.config, kind)?;
-    let marks = if way.needs_marks() {
-        let marks = Arc::new(Marks::new(state.config.pages())?);
-        marks.set(0..state.config.pages());
-        Some(marks)
-    } else {
-        None
+    let marks = match way.needs_marks() {
+        true => Some(Arc::new(Marks::all(state.config.pages())?)),
+        false => None,
     };
     // With the marks from its first moment on: nothing of the slot is ever mapped without them.
     vm.set_slot(marks.as_deref(), false)?;
@@ -140,7 +130,7 @@ fn by_this_process(
         Way::Userfaultfd => Some(memory::register(&vm.memory)?),
         Way::Vcpu => memory::register(&vm.memory)
             .inspect_err(|error| {
-                eprintln!("vmm: {error}: what KVM itself accesses is supplied first")
+                eprintln!("vmm: {error:#}: what KVM itself accesses is supplied first")
             })
             .ok(),
         _ => None,
@@ -179,34 +169,14 @@ fn by_process(
     path: Option<&Path>,
     stats: &Arc<Stats>,
 ) -> Result<Guest> {
-    let path = path.context_missing("the way 'process' needs --handler SOCKET")?;
-    let marks = marks.context_missing("the way 'process' needs marks")?;
+    let path = path.context("the way 'process' needs --handler SOCKET")?;
+    let marks = marks.context("the way 'process' needs marks")?;
     let uffd = memory::register(&vm.memory)?;
-    let files = handler::Files { uffd: uffd.as_raw_fd(), marks: marks.file().as_raw_fd() };
-    let (base, config) = (vm.memory.host_address(), vm.memory.config());
-    let handler = Handler::connect(path, base, config, files, stats.clone())?;
+    let handler = Handler::connect(path, &vm.memory, &uffd, &marks, stats.clone())?;
     let demands = (0..vm.vcpus.len())
         .map(|_| Ok(Box::new(handler::Requests::connect(path)?) as _))
         .collect::<Result<Demands>>()?;
     let stream: Job = Box::new(move || handler.wait());
-    let marks = Some(marks);
-    Ok(Guest {
-        vm: Arc::new(vm),
-        demands,
-        marks,
-        uffd: Some(uffd),
-        service: None,
-        stream: Some(stream),
-    })
-}
-
-/// An option that has to be there.
-trait Needed<T> {
-    fn context_missing(self, what: &str) -> Result<T>;
-}
-
-impl<T> Needed<T> for Option<T> {
-    fn context_missing(self, what: &str) -> Result<T> {
-        self.ok_or_else(|| Error(what.into()))
-    }
+    let (vm, marks, uffd) = (Arc::new(vm), Some(marks), Some(uffd));
+    Ok(Guest { vm, demands, marks, uffd, service: None, stream: Some(stream) })
 }

@@ -8,7 +8,8 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::error::{Context, Result, fail};
+use anyhow::{Context, Result, ensure};
+
 use crate::layout::{BLOCK_PAGES, page_size};
 use crate::memory::Memory;
 use crate::state::State;
@@ -16,7 +17,8 @@ use crate::state::State;
 /// Writes a snapshot, or leaves none.
 pub fn write(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
     fs::create_dir_all(folder).context(format!("creating {}", folder.display()))?;
-    let result = write_files(folder, memory, state);
+    let result = write_files(folder, memory, state)
+        .with_context(|| format!("writing the snapshot {}", folder.display()));
     if result.is_err() {
         for name in ["memory", "state.new"] {
             let _ = fs::remove_file(folder.join(name));
@@ -27,50 +29,48 @@ pub fn write(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
 
 fn write_files(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
     let path = folder.join("state");
-    if path.exists() {
-        fail!("{} is there already", path.display());
-    }
-    let what = format!("writing the snapshot {}", folder.display());
-    let file = File::create(folder.join("memory")).context(&what)?;
+    ensure!(!path.exists(), "its state is there already");
+    let file = File::create(folder.join("memory"))?;
     let pages = memory.config().pages();
     for first in (0..pages).step_by(BLOCK_PAGES) {
         let mut content = vec![0; BLOCK_PAGES.min(pages - first) * page_size()];
         memory.read(first, &mut content)?;
-        file.write_all_at(&content, (first * page_size()) as u64).context(&what)?;
+        file.write_all_at(&content, (first * page_size()) as u64)?;
     }
     let mut last = vec![0; page_size()];
     last[..8].copy_from_slice(&state.identity.to_le_bytes());
-    file.write_all_at(&last, (pages * page_size()) as u64).context(&what)?;
-    file.sync_all().context(&what)?;
+    file.write_all_at(&last, (pages * page_size()) as u64)?;
+    file.sync_all()?;
 
     let new = folder.join("state.new");
-    let mut file = File::create(&new).context(&what)?;
-    file.write_all(&state.encode()).context(&what)?;
-    file.sync_all().context(&what)?;
-    fs::rename(&new, path).context(&what)
+    let mut file = File::create(&new)?;
+    file.write_all(&state.encode())?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    Ok(())
 }
 
 /// Opens a snapshot, and refuses one that is not whole.
 pub fn open(folder: &Path) -> Result<(State, File)> {
-    let path = folder.join("state");
-    let bytes = fs::read(&path).context(format!("reading {}", path.display()))?;
-    let state = State::decode(&bytes).context(path.display())?;
-    let path = folder.join("memory");
-    let file = File::open(&path).context(format!("opening {}", path.display()))?;
-    let have = file.metadata().context(path.display())?.len();
+    open_files(folder).with_context(|| format!("opening the snapshot {}", folder.display()))
+}
+
+fn open_files(folder: &Path) -> Result<(State, File)> {
+    let state = State::decode(&fs::read(folder.join("state")).context("its state")?)?;
+    let file = File::open(folder.join("memory")).context("its memory")?;
+    let have = file.metadata()?.len();
     let slot = state.config.slot_bytes();
     let want = (slot + page_size()) as u64;
-    if have != want {
-        fail!(
-            "{} has {have} bytes of {want}: it is truncated, or of another machine",
-            path.display()
-        );
-    }
+    ensure!(
+        have == want,
+        "its memory has {have} bytes of {want}: it is truncated, or of another machine"
+    );
     let mut identity = [0; 8];
-    file.read_exact_at(&mut identity, slot as u64).context(path.display())?;
-    if u64::from_le_bytes(identity) != state.identity {
-        fail!("{} does not belong to the state beside it", path.display());
-    }
+    file.read_exact_at(&mut identity, slot as u64)?;
+    ensure!(
+        u64::from_le_bytes(identity) == state.identity,
+        "its memory does not belong to the state beside it"
+    );
     Ok((state, file))
 }
 
@@ -102,7 +102,7 @@ mod tests {
     fn refused(change: impl FnOnce(&Path)) -> String {
         let folder = snapshot();
         change(folder.as_path());
-        open(folder.as_path()).unwrap_err().0
+        format!("{:#}", open(folder.as_path()).unwrap_err())
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //!
 //! in little-endian words of 64 bits, values in two of them.
 
-use crate::error::{Result, fail};
+use anyhow::{Context, Result, bail, ensure};
+
 use crate::layout::{Config, MAX_VCPUS, page_size};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ufsnap01");
@@ -37,7 +38,7 @@ impl State {
             self.config.vcpus as u64,
             sections.len() as u64,
         ];
-        let mut bytes: Vec<u8> = head.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut bytes = to_bytes(&head);
         for section in sections {
             bytes.extend((section.len() as u64).to_le_bytes());
             for (name, value) in section {
@@ -54,24 +55,20 @@ impl State {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        if bytes.get(..8) != Some(&MAGIC.to_le_bytes()) {
-            fail!("this is no state of a machine");
-        }
-        let Some((content, sum)) = bytes.split_last_chunk::<8>() else {
-            fail!("the state of the machine is truncated");
-        };
-        if checksum(content) != u64::from_le_bytes(*sum) {
-            fail!("the state of the machine is truncated or damaged: its checksum is wrong");
-        }
+        ensure!(bytes.starts_with(&MAGIC.to_le_bytes()), "this is no state of a machine");
+        let (content, sum) = bytes.split_last_chunk::<8>().context("the state is truncated")?;
+        ensure!(
+            checksum(content) == u64::from_le_bytes(*sum),
+            "the state of the machine is truncated or damaged: its checksum is wrong"
+        );
         let mut words = Words(&content[8..]);
         let identity = words.word()?;
         let pages_of = words.word()?;
-        if pages_of != page_size() as u64 {
-            fail!(
-                "the state is of a host with pages of {pages_of} bytes, here they have {}",
-                page_size()
-            );
-        }
+        ensure!(
+            pages_of == page_size() as u64,
+            "the state is of a host with pages of {pages_of} bytes, here they have {}",
+            page_size()
+        );
         let config = Config { ram: words.word()?, vcpus: words.word()? as usize };
         config.check()?;
         let mut sections = Vec::new();
@@ -80,27 +77,31 @@ impl State {
             sections.push((0..registers).map(|_| words.register()).collect::<Result<Registers>>()?);
         }
         let (Some(serial), Some(gic)) = (sections.pop(), sections.pop()) else {
-            fail!("the state of the machine has no devices");
+            bail!("the state of the machine has no devices");
         };
-        if sections.len() != config.vcpus {
-            fail!("the state has {} vCPUs of {}", sections.len(), config.vcpus);
-        }
-        Ok(Self { identity, config, vcpus: sections, gic, serial })
+        let vcpus = sections;
+        ensure!(
+            vcpus.len() == config.vcpus,
+            "the state has {} vCPUs of {}",
+            vcpus.len(),
+            config.vcpus
+        );
+        Ok(Self { identity, config, vcpus, gic, serial })
     }
 }
 
 impl Config {
     /// Refuses what no machine of ours has.
     pub fn check(&self) -> Result<()> {
-        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
-            fail!("a machine has 1 to {MAX_VCPUS} vCPUs, not {}", self.vcpus);
-        }
-        if self.ram == 0 || self.ram % (2 << 20) != 0 || self.ram > 64 << 30 {
-            fail!(
-                "a machine has up to 64 GiB of memory, in units of 2 MiB, not {} bytes",
-                self.ram
-            );
-        }
+        let Self { ram, vcpus } = *self;
+        ensure!(
+            (1..=MAX_VCPUS).contains(&vcpus),
+            "a machine has 1 to {MAX_VCPUS} vCPUs, not {vcpus}"
+        );
+        ensure!(
+            ram > 0 && ram % (2 << 20) == 0 && ram <= 64 << 30,
+            "a machine has up to 64 GiB of memory, in units of 2 MiB, not {ram} bytes"
+        );
         Ok(())
     }
 }
@@ -110,13 +111,9 @@ struct Words<'a>(&'a [u8]);
 
 impl Words<'_> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
-        match self.0.split_first_chunk::<N>() {
-            Some((chunk, rest)) => {
-                self.0 = rest;
-                Ok(*chunk)
-            }
-            None => fail!("the state of the machine ends early"),
-        }
+        let (chunk, rest) = self.0.split_first_chunk::<N>().context("the state ends early")?;
+        self.0 = rest;
+        Ok(*chunk)
     }
 
     fn word(&mut self) -> Result<u64> {
@@ -126,6 +123,16 @@ impl Words<'_> {
     fn register(&mut self) -> Result<(u64, u128)> {
         Ok((self.word()?, u128::from_le_bytes(self.take()?)))
     }
+}
+
+/// Words as they are in a file or a message.
+pub fn to_bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// The words of what [`to_bytes`] made.
+pub fn to_words(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
 }
 
 /// FNV-1a, to notice damage; it is no protection against an attacker.
@@ -175,6 +182,6 @@ pub mod tests {
             State::decode(&state.encode()).unwrap_err();
         }
         let state = State { vcpus: vec![vec![]], ..example() };
-        assert!(State::decode(&state.encode()).unwrap_err().0.contains("1 vCPUs of 2"));
+        assert!(State::decode(&state.encode()).unwrap_err().to_string().contains("1 vCPUs of 2"));
     }
 }

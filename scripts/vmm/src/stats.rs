@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+#[derive(Default)]
 pub struct Stats {
     start: OnceLock<Instant>,
     first: OnceLock<f64>,
@@ -21,18 +22,6 @@ pub struct Stats {
 }
 
 impl Stats {
-    pub fn new() -> Self {
-        Self {
-            start: OnceLock::new(),
-            first: OnceLock::new(),
-            all: OnceLock::new(),
-            exits: AtomicU64::new(0),
-            faults: AtomicU64::new(0),
-            first_pages: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-        }
-    }
-
     /// What was ordered begins now: the times of the report count from here.
     pub fn begin(&self) {
         self.start.get_or_init(Instant::now);

@@ -24,15 +24,17 @@
 
 use std::ffi::c_ulong;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::fd::FromRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use anyhow::{Context, Result, bail};
+use kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{FileOffset, MmapRegion};
 
 use crate::bus::Bus;
-use crate::error::{Context, Error, Result, fail};
 use crate::layout;
 use crate::stats::Stats;
 
@@ -43,8 +45,6 @@ const KVM_CAP_USERFAULT: c_ulong = 252;
 pub const KVM_MEM_USERFAULT: u32 = 1 << 3;
 /// What a `KVM_EXIT_MEMORY_FAULT` has in its flags for a marked page.
 const KVM_MEMORY_EXIT_FLAG_USERFAULT: u64 = 1 << 4;
-
-const KVM_SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 
 /// Says whether KVM has userfault.
 pub fn supported(kvm: &Kvm) -> bool {
@@ -63,12 +63,19 @@ impl Marks {
         // SAFETY: The name is a C string, and memfd_create() takes nothing else by address.
         let fd = unsafe { libc::memfd_create(c"marks".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
-            return Err(Error::last_os("creating the bitmap"));
+            return Err(io::Error::last_os_error()).context("creating the bitmap");
         }
         // SAFETY: The descriptor is new, so nobody else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(Self::bytes(pages) as u64).context("sizing the bitmap")?;
         Self::open(file, pages)
+    }
+
+    /// Makes a bitmap in which every page is marked.
+    pub fn all(pages: usize) -> Result<Self> {
+        let marks = Self::new(pages)?;
+        marks.set(0..pages);
+        Ok(marks)
     }
 
     /// Maps the bitmap that another process made.
@@ -206,7 +213,7 @@ pub fn run(
                 demand.page(layout::page_of(gpa))?;
             }
             Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
-                fail!(
+                bail!(
                     "a fault at {gpa:#x}, {size:#x} bytes, flags {flags:#x}, that is not for a mark"
                 )
             }
@@ -214,9 +221,9 @@ pub fn run(
             Ok(VcpuExit::MmioWrite(address, data)) => bus.write(address, data)?,
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Ok(Stop::PowerOff),
             Ok(VcpuExit::SystemEvent(..)) => return Ok(Stop::Reset),
-            Ok(other) => fail!("an exit that nobody expects: {other:?}"),
+            Ok(other) => bail!("an exit that nobody expects: {other:?}"),
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
-            Err(error) => fail!("KVM_RUN: {error}"),
+            Err(error) => bail!("KVM_RUN: {error}"),
         }
     }
     // What the last exit began, a read of a device for one, ends when the vCPU is entered again: so
@@ -226,7 +233,7 @@ pub fn run(
     vcpu.set_kvm_immediate_exit(0);
     match left {
         Err(error) if error.errno() == libc::EINTR => Ok(Stop::Asked),
-        other => fail!("a vCPU that was to leave at once: {other:?}"),
+        other => bail!("a vCPU that was to leave at once: {other:?}"),
     }
 }
 

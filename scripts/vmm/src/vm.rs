@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! A machine: its slot, its vCPUs, how it boots, and its state.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::FromRawFd;
+use std::fs::{self, File};
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
+use anyhow::{Context, Result, ensure};
 use kvm_bindings::*;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd, reg_size};
 use linux_loader::loader::KernelLoader;
@@ -15,7 +16,6 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
-use crate::error::{Context, Result, fail};
 use crate::fdt;
 use crate::gic::Gic;
 use crate::layout::*;
@@ -33,13 +33,13 @@ const MP_STATE: u64 = 0;
 
 /// PSTATE with exceptions masked at EL1, and the registers that the boot protocol names.
 const PSTATE_EL1H_MASKED: u64 = 0x3c5;
-const REGISTER_X0: u64 = core_register(0);
-const REGISTER_PC: u64 = core_register(32);
-const REGISTER_PSTATE: u64 = core_register(33);
+const REGISTER_X0: u64 = core_register(offset_of!(kvm_regs, regs.regs));
+const REGISTER_PC: u64 = core_register(offset_of!(kvm_regs, regs.pc));
+const REGISTER_PSTATE: u64 = core_register(offset_of!(kvm_regs, regs.pstate));
 
-/// The id of a 64-bit register of `struct kvm_regs`.
-const fn core_register(index: u64) -> u64 {
-    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | (KVM_REG_ARM_CORE as u64) | (index * 2)
+/// The id of a 64-bit register, given its place in `struct kvm_regs`.
+const fn core_register(offset: usize) -> u64 {
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | (KVM_REG_ARM_CORE as u64) | (offset as u64 / 4)
 }
 
 /// What a machine's memory is to be.
@@ -52,8 +52,8 @@ pub enum Kind {
 pub struct Vm {
     fd: VmFd,
     gic: Gic,
-    guest_memfd: Option<File>,
     pub memory: Memory,
+    /// The thread of a vCPU holds its lock while it runs.
     pub vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     pub bus: Arc<Bus>,
     /// Whether KVM has userfault.
@@ -73,17 +73,10 @@ impl Vm {
         config.check()?;
         let kvm = open_kvm()?;
         let fd = kvm.create_vm().context("creating a VM")?;
-        let guest_memfd = match kind {
-            Kind::GuestMemfd => Some(create_guest_memfd(&fd, config)?),
-            _ => None,
-        };
         let backing = match kind {
             Kind::Anonymous => Backing::Anonymous,
             Kind::Private(file) => Backing::Private(file),
-            Kind::GuestMemfd => {
-                let file = guest_memfd.as_ref().expect("was created above");
-                Backing::GuestMemfd(file.try_clone().context("the guest_memfd")?)
-            }
+            Kind::GuestMemfd => Backing::GuestMemfd(create_guest_memfd(&fd, config)?),
         };
         let memory = Memory::new(config, backing)?;
         let vcpus = (0..config.vcpus as u64)
@@ -98,20 +91,11 @@ impl Vm {
             if vcpu > 0 {
                 init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
             }
-            lock(handle).vcpu_init(&init).context("initialising a vCPU")?;
+            handle.lock().unwrap().vcpu_init(&init).context("initialising a vCPU")?;
         }
         let gic = Gic::new(&fd, config.vcpus)?;
         let bus = Arc::new(Bus::new(interrupt(&fd)?));
-        let vm = Self {
-            fd,
-            gic,
-            guest_memfd,
-            memory,
-            vcpus,
-            bus,
-            userfault: userfault::supported(&kvm),
-        };
-        Ok(vm)
+        Ok(Self { fd, gic, memory, vcpus, bus, userfault: userfault::supported(&kvm) })
     }
 
     /// Creates the slot or changes its flags. Where marks are given, vCPUs exit for marked pages.
@@ -143,9 +127,9 @@ impl Vm {
             userspace_addr: self.memory.host_address(),
             ..Default::default()
         };
-        if let Some(file) = &self.guest_memfd {
+        if let Some(file) = self.memory.guest_memfd() {
             region.flags |= KVM_MEM_GUEST_MEMFD;
-            region.guest_memfd = std::os::fd::AsRawFd::as_raw_fd(file) as u32;
+            region.guest_memfd = file.as_raw_fd() as u32;
         }
         region
     }
@@ -173,7 +157,7 @@ impl Vm {
                 addr: &raw const address as u64,
                 flags: 0,
             };
-            let vcpu = lock(handle);
+            let vcpu = handle.lock().unwrap();
             if vcpu.has_device_attr(&attribute).is_ok() {
                 vcpu.set_device_attr(&attribute).context("stolen time")?;
             }
@@ -188,23 +172,21 @@ impl Vm {
         let mut file = File::open(image).context(format!("opening {}", image.display()))?;
         let kernel = PE::load(guest, Some(GuestAddress(RAM)), &mut file, None)
             .context(format!("loading {}", image.display()))?;
-        let mut content = Vec::new();
-        File::open(initrd)
-            .and_then(|mut file| file.read_to_end(&mut content))
-            .context(format!("reading {}", initrd.display()))?;
+        let content = fs::read(initrd).context(format!("reading {}", initrd.display()))?;
         // At the end of memory, the tree below the initramfs.
         let end = RAM + config.ram;
         let start = (end - content.len() as u64) & !0xffff;
         let tree = fdt::tree(config, command_line, start..start + content.len() as u64)
             .context("making the device tree")?;
         let tree_address = (start - tree.len() as u64) & !0xffff;
-        if tree_address < kernel.kernel_end + (16 << 20) {
-            fail!("the guest's memory is too small for its kernel and its initramfs");
-        }
+        ensure!(
+            tree_address >= kernel.kernel_end + (16 << 20),
+            "the guest's memory is too small for its kernel and its initramfs"
+        );
         guest.write_slice(&content, GuestAddress(start)).context("loading the initramfs")?;
         guest.write_slice(&tree, GuestAddress(tree_address)).context("loading the device tree")?;
 
-        let vcpu = lock(&self.vcpus[0]);
+        let vcpu = self.vcpus[0].lock().unwrap();
         for (register, value) in [
             (REGISTER_PSTATE, PSTATE_EL1H_MASKED),
             (REGISTER_PC, kernel.kernel_load.0),
@@ -221,20 +203,23 @@ impl Vm {
         Ok(State {
             identity,
             config: self.memory.config(),
-            vcpus: self.vcpus.iter().map(|vcpu| save_vcpu(&lock(vcpu))).collect::<Result<_>>()?,
+            vcpus: self
+                .vcpus
+                .iter()
+                .map(|vcpu| save_vcpu(&vcpu.lock().unwrap()))
+                .collect::<Result<_>>()?,
             gic: self.gic.save()?,
-            serial: self.bus.save().into_iter().map(|byte| (0, byte.into())).collect(),
+            serial: self.bus.save(),
         })
     }
 
     /// Loads the state of a machine into a new one.
     pub fn load(&self, state: &State) -> Result<()> {
         for (vcpu, registers) in self.vcpus.iter().zip(&state.vcpus) {
-            load_vcpu(&lock(vcpu), registers)?;
+            load_vcpu(&vcpu.lock().unwrap(), registers)?;
         }
         self.gic.load(&state.gic)?;
-        let serial: Vec<u8> = state.serial.iter().map(|(_, byte)| *byte as u8).collect();
-        self.bus.load(&serial, interrupt(&self.fd)?)
+        self.bus.load(&state.serial, interrupt(&self.fd)?)
     }
 }
 
@@ -256,11 +241,6 @@ fn interrupt(vm: &VmFd) -> Result<EventFd> {
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("creating an eventfd")?;
     vm.register_irqfd(&event, SERIAL_SPI).context("registering the serial port's interrupt")?;
     Ok(event)
-}
-
-/// Locks a vCPU; its thread holds the lock while it runs.
-pub fn lock(vcpu: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
-    vcpu.lock().expect("no thread panics with a vCPU")
 }
 
 fn save_vcpu(vcpu: &VcpuFd) -> Result<Registers> {

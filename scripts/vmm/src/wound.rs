@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::error::{Result, fail};
+use anyhow::Result;
+
 use crate::layout::page_size;
 use crate::pager::Source;
 use crate::userfault::Marks;
@@ -28,16 +29,13 @@ pub enum Wound {
 }
 
 impl Wound {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "nothing" => Ok(Wound::None),
-            "wrong-byte" => Ok(Wound::WrongByte),
-            "lost-page" => Ok(Wound::LostPage),
-            "early-clear" => Ok(Wound::EarlyClear),
-            "no-capability" => Ok(Wound::NoCapability),
-            _ => fail!("no restore can be broken by '{name}'"),
-        }
-    }
+    pub const NAMES: [(&'static str, Wound); 5] = [
+        ("nothing", Wound::None),
+        ("wrong-byte", Wound::WrongByte),
+        ("lost-page", Wound::LostPage),
+        ("early-clear", Wound::EarlyClear),
+        ("no-capability", Wound::NoCapability),
+    ];
 }
 
 /// A source that does what it should, but for one page.

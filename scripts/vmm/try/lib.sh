@@ -4,19 +4,26 @@
 
 here=$(dirname -- "$0")
 vmm=$here/vmm
-image=${IMAGE:-$here/Image}
-initrd=${INITRD:-$here/guest.cpio.gz}
 work=$(mktemp -d)
 failed=0
 
 ok() { echo "ok $*"; }
 
+# bad NAME FILE...: something failed, and the files say more.
 bad()
 {
 	echo "FAIL $1"
 	shift
 	for file; do tail -n 12 "$file" | sed 's/^/    /'; done
 	failed=$((failed + 1))
+}
+
+# check NAME FILE COMMAND...: the command succeeds, or the file says more.
+check()
+{
+	title=$1 log=$2
+	shift 2
+	if "$@"; then ok "$title"; else bad "$title" "$log"; fi
 }
 
 # await FILE TEXT: waits until a file has a text; fails after two minutes, or when
@@ -43,23 +50,34 @@ start()
 	pid=$!
 }
 
-# boot NAME ROUNDS: starts a guest that verifies its memory so often.
+# boot ROUNDS: starts a guest, "source", and waits until it has verified its memory once.
 boot()
 {
-	start "$1" boot --image "$image" --initrd "$initrd" --memory "${MEMORY:-128}" \
-		--vcpus "${VCPUS:-4}" --append "quiet rounds=$2 ${APPEND:-}"
+	start source boot --image "$here/Image" --initrd "$here/guest.cpio.gz" --memory 128 --vcpus 4 \
+		--append "quiet rounds=$1 ${APPEND:-}"
+	source=$pid
+	await "$work/source" "guest: round 1:" || bad "the guest boots" "$work/source" "$work/source.err"
 }
 
-# ended NAME: the guest of the VMM $pid went through all its rounds and powered off.
-ended()
+# serve FOLDER: starts the handler $pid of a snapshot.
+serve()
 {
-	wait "$pid" && await "$work/$1" "guest: round" && ! grep -q "guest: WRONG" "$work/$1"
+	"$vmm" handler "$1" "$work/handler" 2>"$work/handler.err" &
+	pid=$!
+	await "$work/handler.err" listening
 }
 
-# row NAME WORD...: the figures that a VMM reported.
-row()
+# tell NAME COMMAND: gives a VMM a command, and leaves its answer in $work/answer.
+tell() { "$vmm" tell "$work/$1.control" "$2" >"$work/answer"; }
+
+# goes_on NAME: the guest of the VMM $pid ends a round that begins from now on.
+goes_on()
 {
-	report=$(sed -n 's/^vmm: report //p' "$work/$1.err" | tr '\n' ' ')
-	shift
-	echo "row $* $report"
+	await "$work/$1" "guest: round"
+	round=$(sed -n 's/.*guest: round \([0-9]*\):.*/\1/p' "$work/$1" | tail -n 1)
+	await "$work/$1" "guest: round $((round + 1)):"
 }
+
+# has_all NAME: so does a guest that began without its memory, which verifies every word, and
+# then all of the memory is there.
+has_all() { goes_on "$1" && await "$work/$1.err" "all of the memory is there"; }
