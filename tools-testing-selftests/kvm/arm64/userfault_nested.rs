@@ -555,34 +555,40 @@ fn race_for_vncr_pages() {
             let before = counter.load(Ordering::Relaxed);
             ktap::wait_for(what, || counter.load(Ordering::Relaxed) > before);
         };
+        let supply = |vcpu: usize, word: u64| {
+            slot.write(places[vcpu], register_word(), word);
+            registers[vcpu].written.store(word, Ordering::SeqCst);
+            bitmap.clear(places[vcpu]);
+            one_more(&registers[vcpu].uses, "a register to be used");
+        };
         let start = Instant::now();
-        let mut rounds = 0;
-        while start.elapsed() < RACE || rounds < 4 {
-            let (register, page) = (&registers[rounds % 2], places[rounds % 2]);
-            let is_dropped = rounds / 2 % 2 != 0;
-            rounds += 1;
-            let flag = if is_dropped {
-                let flag = slot.enable(&bitmap);
-                one_more(&register.uses, "a register to be used again");
-                bitmap.mark(page);
-                slot.discard(page);
-                flag
-            } else {
-                bitmap.mark(page);
-                slot.enable(&bitmap)
-            };
-            one_more(&register.exits, "a register's page to be asked for");
-            // Now the vCPU waits for the page.
-            if !is_dropped {
-                let last = register.written.load(Ordering::SeqCst);
-                expect_eq!(slot.read(page, register_word()), last, "round {rounds}");
-            }
-            let supplied = (rounds as u64) << 32;
-            slot.write(page, register_word(), supplied);
-            register.written.store(supplied, Ordering::SeqCst);
-            bitmap.clear(page);
-            one_more(&register.uses, "a register to be used");
+        for round in 1_u64.. {
+            let (one, other) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
+            // The flag takes one page. Its vCPU waits for it then.
+            bitmap.mark(places[one]);
+            let flag = slot.enable(&bitmap);
+            one_more(&registers[one].exits, "a register's page to be asked for");
+            let last = registers[one].written.load(Ordering::SeqCst);
+            expect_eq!(
+                slot.read(places[one], register_word()),
+                last,
+                "round {round}"
+            );
+            supply(one, round << 32);
+
+            // A drop takes the other, while it is used.
+            one_more(&registers[other].uses, "a register to be used again");
+            bitmap.mark(places[other]);
+            slot.discard(places[other]);
+            one_more(
+                &registers[other].exits,
+                "a register's dropped page to be asked for",
+            );
+            supply(other, round << 32);
             flag.disable();
+            if start.elapsed() >= RACE {
+                break;
+            }
         }
     });
 }
