@@ -122,8 +122,7 @@ def took(what, seconds=None):
     """Remembers how long a step took on this machine, or returns that in words, if it is known."""
     path = CACHE / "took" / re.sub(r"\W+", "-", what)
     if seconds is not None:
-        minutes, rest = divmod(round(seconds), 60)
-        write_if_changed(path, f"{minutes} min {rest} s the last time, ")
+        write_if_changed(path, f"{seconds:.0f} s the last time, ")
     return path.read_text() if path.exists() else ""
 
 
