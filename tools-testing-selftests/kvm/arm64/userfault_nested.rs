@@ -404,15 +404,7 @@ fn all_of_l1_in_guest_memfd_is_marked() {
 /// all L2s when something is dropped in the slot, and takes its time for it.
 const RACE: Duration = Duration::from_secs(5);
 
-/// Gives vCPUs the time to get on, up to their next exit or for a moment.
-fn let_run(exits: &AtomicUsize) {
-    let (start, before) = (Instant::now(), exits.load(Ordering::Relaxed));
-    while exits.load(Ordering::Relaxed) == before && start.elapsed() < RACE / 50 {
-        thread::sleep(Duration::from_micros(100));
-    }
-}
-
-/// A page is taken from L2s that use it, over and over: none sees it while it is dropped.
+/// A page is taken from L2s that use it, over and over: they exit for it, and none sees it empty.
 fn race_for_a_page_of_l2() {
     let (mut machine, _table) = with_l2([Backing::Anonymous; 2], 2, 2, run_hunter);
     let bitmap = Bitmap::new(2);
@@ -428,14 +420,20 @@ fn race_for_a_page_of_l2() {
     };
     machine.run_while(on_exit, |slot| {
         let start = Instant::now();
-        let is_over = || start.elapsed() >= RACE && exits.load(Ordering::Relaxed) >= 3;
-        for _ in ktap::rounds(0, "3 exits", is_over) {
+        for round in 1.. {
             bitmap.mark(Page(1));
             slot.discard(Page(1));
-            let_run(&exits);
+            let before = exits.load(Ordering::Relaxed);
+            ktap::wait_for("the dropped page to be asked for", || {
+                exits.load(Ordering::Relaxed) > before
+            });
             slot.write(Page(1), 0, 1);
             bitmap.clear(Page(1));
-            let_run(&exits);
+            // The vCPUs get to run.
+            thread::sleep(RACE / 50);
+            if round >= 3 && start.elapsed() >= RACE {
+                break;
+            }
         }
     });
 }
