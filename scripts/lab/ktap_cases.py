@@ -75,7 +75,8 @@ def run(*words):
 def told_to_end(program, number):
     """Ends the runner by a signal while a case runs that has to be undone."""
     FILE.write_text("before")
-    words = [program, "-t", "100", CHANGES, "passes"]
+    # Under nohup, or in the background of a script, signals are ignored.
+    words = ["env", "--default-signal", program, "-t", "100", CHANGES, "passes"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         text = "".join(process.stdout.readline() for _ in range(3))
         wait_until(lambda: FILE.read_text() == "done")
