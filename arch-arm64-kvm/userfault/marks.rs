@@ -109,7 +109,7 @@ impl<'a> Marks<'a> {
         Pages::new(self.page(first), self.page(end.min(self.end)))
     }
 
-    /// Returns the bit of a page: `begin` for a page before these, `end` or more for one after them.
+    /// Returns the bit of a page: `begin` for one before these pages, `end` or more for one after.
     fn bit(&self, page: Page) -> usize {
         let pages_before = page.0.saturating_sub(self.pages.first().0);
         usize::try_from(pages_before)

@@ -54,7 +54,7 @@ def suite(names="userfault_.*|rust_guest|set_memory_region_test"):
     tests = f"$(sed -nE 's/^kvm:({names})$/-t &/p' kselftest-list.txt)"
     return (
         f"cat {KUNIT_RESULTS} 2>/dev/null;"
-        f" cd /kselftest && ./run_kselftest.sh --override-timeout 300 {tests}; code=$?;"
+        f" cd /kselftest && ./run_kselftest.sh --override-timeout 600 {tests}; code=$?;"
         f" if [ -e {LEAKS} ]; then sleep 6; echo scan >{LEAKS}; cat {LEAKS}; fi; exit $code"
     )
 
