@@ -164,7 +164,9 @@ def configuration(source, build):
 
 
 def mutants_fit(source):
-    """Puts all mutants into the files of the kernel tree, without building anything."""
+    """Puts all mutants and the stand-in to the files of the kernel tree, without building it."""
+    for path in mutants.STAND_IN.glob("*.patch"):
+        output(["git", "-C", source, "apply", "--check", path])
     found = mutate.mutants()
     mutate.files(found, source)
     known = mutants.all_cases(source)
