@@ -15,6 +15,12 @@ import time
 import kernel
 from common import LOGS, LabError, say, ticker
 
+# What the kernel prints when it finds something wrong with itself.
+SPLAT = re.compile(
+    r"BUG:|WARNING:|INFO: task|Kernel panic|Oops|KASAN|UBSAN|possible recursive locking"
+    r"|kmemleak: \d+ new|unreferenced object"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Machine:

@@ -23,7 +23,6 @@ import kernel
 import ktap
 import machine
 import mutate
-import run
 import skips
 import tree
 from common import LAB, LabError, add_common_options, main, output, say, step
@@ -142,7 +141,7 @@ class Place:
             console = error.lines
         for number, lines, ended in sections(console):
             failed = failed_cases(lines, self.name, self.build.name)
-            splat = next(filter(run.SPLAT.search, lines), "")[:60].strip()
+            splat = next(filter(machine.SPLAT.search, lines), "")[:60].strip()
             how = f"a splat ({splat})" if splat else ""
             yield number, failed, how or ("" if ended else "a hang")
 

@@ -17,7 +17,6 @@ of the programs that 'scripts/run --here --pack FILE' has made on another machin
 
 import argparse
 import pathlib
-import re
 import shlex
 import time
 
@@ -64,11 +63,6 @@ AS_USER = (
     "mkdir -p /etc; echo nobody:x:65534:65534:nobody:/tmp:/bin/sh >/etc/passwd;"
     " chmod 666 /dev/kvm /dev/stdout; chmod -R a+rX /kselftest; su nobody -c "
 )
-# What the kernel prints when it finds something wrong with itself.
-SPLAT = re.compile(
-    r"BUG:|WARNING:|INFO: task|Kernel panic|Oops|KASAN|UBSAN|possible recursive locking"
-    r"|kmemleak: \d+ new|unreferenced object"
-)
 
 
 def failures(lines):
@@ -77,7 +71,7 @@ def failures(lines):
         f"{program.name} {case.name}" if case else f"{program.name}: {program.reason}"
         for program, case in ktap.failures(ktap.parse(lines))
     ]
-    return failed + [line for line in lines if SPLAT.search(line)]
+    return failed + [line for line in lines if machine.SPLAT.search(line)]
 
 
 def problems(code, lines, kunit=True):
@@ -115,7 +109,7 @@ def boot_suite(name, build, initrd, user=False):
 def boot_program(name, build, initrd, program):
     """Runs one selftest on a machine, and returns what is wrong."""
     code, lines = machine.boot(name, build, initrd, f"/kselftest/kvm/{program}", show=False)
-    return lines[-20:] if code else [line for line in lines if SPLAT.search(line)]
+    return lines[-20:] if code else [line for line in lines if machine.SPLAT.search(line)]
 
 
 def variant_of(args, pages):

@@ -94,8 +94,8 @@ def table(lines):
 
 
 def problems(code, lines):
-    """Returns what went wrong in a trial."""
-    wrong = [line for line in lines if line.startswith("FAIL ")]
+    """Returns what went wrong in a trial, also with the kernel of the machine."""
+    wrong = [line for line in lines if line.startswith("FAIL ") or machine.SPLAT.search(line)]
     if not wrong and (code or not any(line.startswith("ok ") for line in lines)):
         wrong.append(f"the trial ended with code {code}, or found nothing right")
     return wrong

@@ -34,6 +34,10 @@ class Problems(unittest.TestCase):
     def test_a_code_without_a_reason_is_a_problem(self):
         self.assertTrue(vmm.problems(2, ["ok a"]))
 
+    def test_a_kernel_that_complains_is_a_problem(self):
+        splat = "[   12.3] BUG: KASAN: slab-use-after-free in kvm_vcpu_ioctl"
+        self.assertEqual(vmm.problems(0, ["ok a", splat]), [splat])
+
     def test_a_trial_that_passed(self):
         self.assertEqual(vmm.problems(0, ["ok a"]), [])
 
