@@ -29,6 +29,10 @@ class LabError(Exception):
     """Something the user has to know, in words the user can act on."""
 
 
+# What may go wrong in any step.
+ERRORS = (LabError, OSError, subprocess.SubprocessError)
+
+
 def add_common_options(parser):
     """Options that every program has; scripts/lab/enter acts on some of them first."""
     parser.add_argument("--cache", metavar="DIR", help="where the lab keeps what it makes")
@@ -50,14 +54,16 @@ def main(function):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except LabError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
+    except ERRORS as error:
         sys.exit(f"error: {in_words(error)}")
 
 
 def in_words(error):
-    """Returns what the system says, in two lines: what is wrong, and what to do."""
+    """Returns what the lab or the system says, in two lines: what is wrong, and what to do."""
+    if isinstance(error, LabError):
+        return str(error)
+    if isinstance(error, subprocess.SubprocessError):
+        return str(error) + (no_space(CACHE) or "\nSee what it said above, and run this again.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"there is no room left in {error.filename or CACHE}.\nMake room and run this again."
     if isinstance(error, FileNotFoundError) and error.filename and "/" not in str(error.filename):

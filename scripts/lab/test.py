@@ -30,7 +30,7 @@ import rust
 import selftest_builds
 import tree
 import vmm
-from common import LAB, REPO, LabError, add_common_options, main, output, step
+from common import ERRORS, LAB, REPO, add_common_options, in_words, main, output, step
 from overlay import overlays
 
 # What is compiled with warnings, and the machines that the suite runs on, with which kernels.
@@ -68,8 +68,8 @@ def passes(name, function):
     start = time.monotonic()
     try:
         said = function() or ""
-    except LabError as error:
-        said = str(error)
+    except ERRORS as error:
+        said = in_words(error)
     seconds = f"({time.monotonic() - start:.0f} s)"
     if said and not isinstance(said, Passed):
         wrong = "\n".join(said) if isinstance(said, list) else said

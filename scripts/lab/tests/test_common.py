@@ -36,6 +36,15 @@ class Errors(small.Scratch):
         self.assertEqual(self.message(full)[0], "error: there is no room left in /cache/log.")
         nowhere = self.message(lambda: open("/proc/1/nowhere", encoding="ascii"))
         self.assertEqual(nowhere[0], "error: /proc/1/nowhere: No such file or directory.")
+        failed = self.message(lambda: subprocess.run(["false"], check=True))
+        self.assertEqual(failed[0], "error: Command '['false']' returned non-zero exit status 1.")
+
+    def test_entering(self):
+        """What is in the way of entering the toolchain is named as anywhere else."""
+        words = [sys.executable, common.LAB / "inside.py", "/proc/1/nowhere", "/", "program"]
+        env = os.environ | {"KVM_USERFAULT_CACHE": "/proc/1/nowhere"}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        self.assertEqual((done.returncode, len(done.stderr.splitlines())), (1, 2), done.stderr)
 
     def test_missing_tool(self):
         """A tool that is not there is named, by whatever way it was to be run."""
