@@ -8,7 +8,6 @@ cleaned bytes, locks, hypercalls. Machines with eight CPUs show paging by eight 
 and how long a toggle takes. Results are a Markdown page, a JSON file and a picture.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -27,7 +26,7 @@ import machine
 import report
 import steps
 import tree
-from common import CACHE, REPO, LabError, add_common_options, lock, main, output
+from common import CACHE, REPO, LabError, lock, main, new_parser, output
 from common import say, step, took, write_if_changed
 from overlay import overlays
 
@@ -254,12 +253,7 @@ def choose(names, quick):
 
 def program():
     """Builds, measures and writes the results."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_common_options(parser)
+    parser = new_parser("scripts/bench", __doc__)
     option = parser.add_argument
     text = "or kind of figures; may be repeated; default: all"
     option("--machine", action="append", choices=MACHINES, help=text)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What every program of the lab shares: its places, its errors, its steps."""
 
+import argparse
 import contextlib
 import errno
 import fcntl
@@ -33,8 +34,15 @@ class LabError(Exception):
 ERRORS = (LabError, OSError, subprocess.SubprocessError)
 
 
-def add_common_options(parser):
-    """Options that every program has; scripts/lab/enter acts on some of them first."""
+def new_parser(name, text):
+    """Returns a program's parser with the options that every program has. scripts/lab/enter acts on
+    some of them first, and knows them by their whole names only."""
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--cache", metavar="DIR", help="where the lab keeps what it makes")
     parser.add_argument("--delete-cache", action="store_true", help="delete the cache and stop")
     parser.add_argument(
@@ -42,6 +50,7 @@ def add_common_options(parser):
         action="store_true",
         help="use the host's own tools instead of a Debian 13 root file system",
     )
+    return parser
 
 
 def main(function):

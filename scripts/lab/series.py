@@ -2,7 +2,6 @@
 """Moves the series between patches/ and a kernel git tree, follows its base, and
 prepares it for the mailing lists."""
 
-import argparse
 import itertools
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import sign
 import steps
 import track
 import tree
-from common import LAB, LabError, add_common_options, lock, main
+from common import LAB, LabError, lock, main, new_parser
 
 
 @lock("linux")
@@ -108,13 +107,13 @@ def follow_base(args):
 
 def program():
     """Runs one command."""
-    parser = argparse.ArgumentParser(prog="scripts/series", description=__doc__)
-    add_common_options(parser)
+    parser = new_parser("scripts/series", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(function, name, text):
         """Adds a command."""
-        one = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        about = f"{text[0].upper()}{text[1:]}."
+        one = commands.add_parser(name, help=text, description=about, allow_abbrev=False)
         one.set_defaults(function=function)
         return one.add_argument
 

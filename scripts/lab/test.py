@@ -2,7 +2,6 @@
 """Proves this repo: its scripts, the patches, their Rust, the kernels they make
 and what these do on machines. One line a check, and a count at the end."""
 
-import argparse
 import functools
 import os
 import pathlib
@@ -30,7 +29,7 @@ import rust
 import selftest_builds
 import tree
 import vmm
-from common import ERRORS, LAB, REPO, add_common_options, in_words, main, output, step
+from common import ERRORS, LAB, REPO, in_words, main, new_parser, output, step
 from overlay import overlays
 
 # What is compiled with warnings, and the machines that the suite runs on, with which kernels.
@@ -254,8 +253,7 @@ def kernel_checks(source, jobs):
 
 def program():
     """Runs the checks."""
-    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__)
-    add_common_options(parser)
+    parser = new_parser("scripts/test", __doc__)
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("only", nargs="*", help="run only checks that have one of these words")
     args = parser.parse_args()

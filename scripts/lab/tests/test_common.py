@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Whatever goes wrong, the user gets two lines: what it is, and what to do."""
 
+import argparse
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import signal
@@ -10,9 +12,15 @@ import subprocess
 import sys
 from unittest import mock
 
+import bench
 import common
+import mutants
+import oracle
 import overlay
+import run
+import series
 import small
+import test
 
 
 class Errors(small.Scratch):
@@ -94,3 +102,28 @@ class Errors(small.Scratch):
         self.assertEqual((living.exists(), dead.exists(), third.exists()), (True, False, True))
         os.close(in_use)
         os.close(other)
+
+
+class Options(small.Scratch):
+    """What a program takes as its options."""
+
+    def test_abbreviations(self):
+        """No program takes a part of an option's name, on which scripts/lab/enter would not act."""
+        words, others = ["--delete", "--cach=x", "--forc"], ["--delete-cache", "--cache=x", "apply"]
+        for module in (bench, mutants, oracle, run, series, test):
+            parse = mock.Mock(side_effect=SystemExit)
+            with mock.patch.object(argparse.ArgumentParser, "parse_args", lambda own: parse(own)):
+                self.assertRaises(SystemExit, module.program)
+            (parser,) = parse.call_args.args
+            unknown = parser.parse_known_args([*words[:2], *others, words[2]])[1]
+            self.assertLessEqual(set(words), set(unknown), parser.prog)
+            self.assertTrue(set(others[:2]).isdisjoint(unknown), parser.prog)
+
+    def test_options_of_others(self):
+        """What would be ignored without another option, or beside it, is an error."""
+        self.replace(run, here=mock.Mock(), tree=mock.Mock(), run_one=mock.Mock())
+        for words in (["--pack=file"], ["--full"], ["--here", "--full", "--pack=file"]):
+            with mock.patch.object(sys, "argv", ["run", *words]), self.subTest(words):
+                with contextlib.redirect_stderr(io.StringIO()) as said:
+                    self.assertRaises(SystemExit, run.program)
+                self.assertIn("error: ", said.getvalue())
