@@ -134,11 +134,13 @@ def ticker(what, log):
 
 
 def took(what, seconds=None):
-    """Remembers how long a step took on this machine, or returns that in words, if it is known."""
+    """Remembers how long a step took on this machine, or returns the longest in words, if it is
+    known: a build that had nothing to do says little of the next one."""
     path = CACHE / "took" / re.sub(r"\W+", "-", what)
+    longest = int(path.read_text().split()[0]) if path.exists() else 0
     if seconds is not None:
-        write_if_changed(path, f"{seconds:.0f} s the last time, ")
-    return path.read_text() if path.exists() else ""
+        write_if_changed(path, f"{max(longest, round(seconds))} s")
+    return f"so far up to {longest} s, " if longest else ""
 
 
 def step(what, command, log, *, cwd=None, env=None, stdin=None):
