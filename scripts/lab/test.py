@@ -80,9 +80,10 @@ def passes(name, function):
 
 
 def shell_scripts():
-    """Runs shellcheck on the scripts that are shell."""
+    """Runs shellcheck on the scripts that are shell, and on what these are made of."""
     paths = [path for path in [*(REPO / "scripts").rglob("*"), REPO / ".ci/run"] if path.is_file()]
-    output(["shellcheck", *(path for path in paths if re.match(rb"#!.*sh\b", path.read_bytes()))])
+    shell = [path for path in paths if re.match(rb"#!.*sh\b", path.read_bytes())]
+    output(["shellcheck", *shell, *(REPO / "scripts").rglob("*.sh")])
 
 
 def lab_tests():

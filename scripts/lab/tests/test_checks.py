@@ -39,6 +39,15 @@ class Checks(unittest.TestCase):
         self.assertEqual((code, names), (2, []))
         self.assertIn(f"no check has 'typo' in its name; these are there:\n{some[0]}\n", text)
 
+    def test_shell(self):
+        """Scripts and what they are made of are looked at, and each is on a screen."""
+        with mock.patch.object(test, "output") as output:
+            test.shell_scripts()
+        paths = output.call_args.args[0][1:]
+        names = {"run", "follow", "failures", "failures-host.sh", "lib.sh"}
+        self.assertLessEqual(names, {path.name for path in paths})
+        self.assertEqual([path for path in paths if path.read_text().count("\n") > 60], [])
+
     def test_errors(self):
         """A check that ends by an error of any kind has failed, and says why."""
         for error, words in (
