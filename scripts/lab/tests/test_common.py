@@ -120,6 +120,13 @@ class Options(small.Scratch):
             self.assertLessEqual(set(words), set(unknown), parser.prog)
             self.assertTrue(set(others[:2]).isdisjoint(unknown), parser.prog)
 
+    def test_commands(self):
+        """Each command runs its own program, from any directory, and by a link from elsewhere."""
+        for name in ("bench", "mutants", "run", "series", "test"):
+            (self.folder / name).symlink_to(common.REPO / "scripts" / name)
+            text = common.output([f"./{name}", "--help"], cwd=self.folder)
+            self.assertTrue(text.startswith(f"usage: scripts/{name} "), text)
+
     def test_options_of_others(self):
         """What would be ignored without another option, or beside it, is an error."""
         self.replace(run, here=mock.Mock(), tree=mock.Mock(), run_one=mock.Mock())
