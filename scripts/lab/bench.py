@@ -217,7 +217,7 @@ def measure(chosen, images, initrd, commit, options):
         cases, build = QUICK if options.quick else kind.cases, images[kind.variant, label]
         kept = place(kind, build, commit, cases)
         what = ", ".join([*words, label])
-        if kept.exists() and not options.again:
+        if kept.exists():
             lines = kept.read_text().splitlines()
         else:
             lines, problems = run(kind, build, initrd, cases)
@@ -260,16 +260,13 @@ def program():
     option("--quick", action="store_true", help="only the main figures")
     text = "where results go; default: bench in the cache"
     option("--output", metavar="DIR", type=pathlib.Path, default=CACHE / "bench", help=text)
-    option("--branch", help="measure this branch of the series' tree, and leave the tree as it is")
-    text = "take figures anew that are there, of the same kernel and programs"
-    option("--again", action="store_true", help=text)
     option("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
     args = parser.parse_args()
 
     chosen = choose(args.machine, args.quick)
-    if not args.branch and kgit.git("status", "--porcelain", tree=tree.ready()):
+    if kgit.git("status", "--porcelain", tree=tree.ready()):
         raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
-    commit = kgit.git("rev-parse", args.branch or kgit.BRANCH)
+    commit = kgit.git("rev-parse", kgit.BRANCH)
     kinds = [kind for kinds in chosen.values() for kind in kinds.values()]
     with lock("build-bench"):
         images = images_of(kinds, commit, args.jobs)
