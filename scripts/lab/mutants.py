@@ -132,10 +132,10 @@ class Place:
         seconds = SECONDS[self.name]
         lines = [f"m {one.number} {shlex.join(commands(one, self.known))}" for one in chosen]
         script = "\n".join([SCRIPT, f"seconds={seconds}", *lines])
-        limits = machine.Limits(600 + 60 * len(chosen), seconds + 60, DEAD)
+        limits = {"timeout": 600 + 60 * len(chosen), "silence": seconds + 60, "stop": DEAD}
         place = self.name, self.build, self.initrd
         try:
-            _, console = machine.boot(*place, script, limits=limits, show=False, extra=POISON)
+            _, console = machine.boot(*place, script, **limits, show=False, extra=POISON)
         except machine.Unfinished as error:
             console = error.lines
         for number, lines, ended in sections(console):
