@@ -94,8 +94,7 @@ def clone():
     """Makes b4's clone of the tree, or brings it up to date; its branches stay."""
     HOME.mkdir(parents=True, exist_ok=True)
     if not (CLONE / ".git").exists():
-        words = ["git", "clone", "--quiet", "--shared", "--no-checkout", kgit.TREE, CLONE]
-        step("cloning the tree for b4", words, "send-clone", env=kgit.environment())
+        kgit.clone("cloning the tree for b4", kgit.TREE, CLONE)
     # The clone's own setting, for the submitter's 'b4 send' to write the same mails.
     template = HOME / "cover"
     template.write_text(COVER.format(base=BASE if "commit" in base.pinned() else ""))
