@@ -45,12 +45,14 @@ def is_of_the_user(path):
 
 
 def given(words):
-    """Yields directories among arguments that a user has in a place of the system's."""
+    """Yields directories of arguments, or of files that they name, that a user has in a place of the
+    system's. /tmp may be one, as a whole."""
     for word in words:
         if word == "--":
             break
         path = pathlib.Path(word.partition("=")[2] if word.startswith("--") else word)
-        if path.parts[:1] == ("/",) and path.parts[1:2] and path.is_dir():
+        path = path if path.is_dir() else path.parent
+        if path.is_absolute() and path.is_dir() and (path.parts[2:] or path.name == "tmp"):
             if path.parts[1] in ("run", "sys", "tmp", "usr", "var"):
                 yield path
 

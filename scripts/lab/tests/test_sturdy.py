@@ -258,6 +258,13 @@ class Entered(small.Scratch):
         words = [common.LAB / "enter", self.program, *words]
         return subprocess.Popen(words, cwd=self.folder, env=env, text=True, **pipes)
 
+    def test_file(self):
+        """A file that is named by an argument is the user's, wherever it is."""
+        with small.scratch() as elsewhere:
+            path = pathlib.Path(elsewhere, "file")
+            self.start("--pack", str(path)).communicate(f"open({str(path)!r}, 'w').write('packed')")
+            self.assertEqual(path.read_text(), "packed")
+
     def test_two(self):
         """What one changes of the toolchain or deletes in /tmp is there for the other; the cache is
         not deleted as long as one uses it."""
