@@ -8,7 +8,6 @@ cleaned bytes, locks, hypercalls. Machines with eight CPUs show paging by eight 
 and how long a toggle takes. Results are a Markdown page, a JSON file and a picture.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -27,7 +26,7 @@ import machine
 import report
 import steps
 import tree
-from common import CACHE, REPO, LabError, add_common_options, lock, main, output
+from common import CACHE, REPO, LabError, lock, main, new_parser, output
 from common import say, step, took, write_if_changed
 from overlay import overlays
 
@@ -218,7 +217,7 @@ def measure(chosen, images, initrd, commit, options):
         cases, build = QUICK if options.quick else kind.cases, images[kind.variant, label]
         kept = place(kind, build, commit, cases)
         what = ", ".join([*words, label])
-        if kept.exists() and not options.again:
+        if kept.exists():
             lines = kept.read_text().splitlines()
         else:
             lines, problems = run(kind, build, initrd, cases)
@@ -254,28 +253,20 @@ def choose(names, quick):
 
 def program():
     """Builds, measures and writes the results."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_common_options(parser)
+    parser = new_parser("scripts/bench", __doc__)
     option = parser.add_argument
     text = "or kind of figures; may be repeated; default: all"
     option("--machine", action="append", choices=MACHINES, help=text)
     option("--quick", action="store_true", help="only the main figures")
     text = "where results go; default: bench in the cache"
     option("--output", metavar="DIR", type=pathlib.Path, default=CACHE / "bench", help=text)
-    option("--branch", help="measure this branch of the series' tree, and leave the tree as it is")
-    text = "take figures anew that are there, of the same kernel and programs"
-    option("--again", action="store_true", help=text)
     option("--jobs", type=int, metavar="N", help="jobs of a build, machines at a time")
     args = parser.parse_args()
 
     chosen = choose(args.machine, args.quick)
-    if not args.branch and kgit.git("status", "--porcelain", tree=tree.ready()):
+    if kgit.git("status", "--porcelain", tree=tree.ready()):
         raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
-    commit = kgit.git("rev-parse", args.branch or kgit.BRANCH)
+    commit = kgit.git("rev-parse", kgit.BRANCH)
     kinds = [kind for kinds in chosen.values() for kind in kinds.values()]
     with lock("build-bench"):
         images = images_of(kinds, commit, args.jobs)

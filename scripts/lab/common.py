@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What every program of the lab shares: its places, its errors, its steps."""
 
+import argparse
 import contextlib
 import errno
 import fcntl
@@ -29,8 +30,19 @@ class LabError(Exception):
     """Something the user has to know, in words the user can act on."""
 
 
-def add_common_options(parser):
-    """Options that every program has; scripts/lab/enter acts on some of them first."""
+# What may go wrong in any step.
+ERRORS = (LabError, OSError, subprocess.SubprocessError)
+
+
+def new_parser(name, text):
+    """Returns a program's parser with the options that every program has. scripts/lab/enter acts on
+    some of them first, and knows them by their whole names only."""
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--cache", metavar="DIR", help="where the lab keeps what it makes")
     parser.add_argument("--delete-cache", action="store_true", help="delete the cache and stop")
     parser.add_argument(
@@ -38,6 +50,7 @@ def add_common_options(parser):
         action="store_true",
         help="use the host's own tools instead of a Debian 13 root file system",
     )
+    return parser
 
 
 def main(function):
@@ -50,14 +63,16 @@ def main(function):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except LabError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
+    except ERRORS as error:
         sys.exit(f"error: {in_words(error)}")
 
 
 def in_words(error):
-    """Returns what the system says, in two lines: what is wrong, and what to do."""
+    """Returns what the lab or the system says, in two lines: what is wrong, and what to do."""
+    if isinstance(error, LabError):
+        return str(error)
+    if isinstance(error, subprocess.SubprocessError):
+        return str(error) + (no_space(CACHE) or "\nSee what it said above, and run this again.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"there is no room left in {error.filename or CACHE}.\nMake room and run this again."
     if isinstance(error, FileNotFoundError) and error.filename and "/" not in str(error.filename):
@@ -119,11 +134,13 @@ def ticker(what, log):
 
 
 def took(what, seconds=None):
-    """Remembers how long a step took on this machine, or returns that in words, if it is known."""
+    """Remembers how long a step took on this machine, or returns the longest in words, if it is
+    known: a build that had nothing to do says little of the next one."""
     path = CACHE / "took" / re.sub(r"\W+", "-", what)
+    longest = int(path.read_text().split()[0]) if path.exists() else 0
     if seconds is not None:
-        write_if_changed(path, f"{seconds:.0f} s the last time, ")
-    return path.read_text() if path.exists() else ""
+        write_if_changed(path, f"{max(longest, round(seconds))} s")
+    return f"so far up to {longest} s, " if longest else ""
 
 
 def step(what, command, log, *, cwd=None, env=None, stdin=None):

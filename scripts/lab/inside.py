@@ -8,8 +8,9 @@ gone with it. It sees the user's files under their own paths.
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
+
+from common import CACHE, REPO, LabError, main, say, succeeds
 
 # What of the host is its operating system, which the toolchain has for itself.
 SYSTEM = set("bin boot dev etc lost+found proc run sbin sys tmp usr var".split())
@@ -18,13 +19,12 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def mount(*words):
     """Mounts something, and says whether that was possible."""
-    words = ["mount", *map(str, words)]
-    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    return succeeds(["mount", *words])
 
 
-def own_view(toolchain, cache):
+def own_view(toolchain):
     """Returns a view of the toolchain that is this run's own."""
-    scratch = cache / "run"
+    scratch = CACHE / "run"
     scratch.mkdir(exist_ok=True)
     if mount("-t", "tmpfs", "tmpfs", scratch):
         root, upper, work = (scratch / name for name in ("root", "upper", "work"))
@@ -34,7 +34,7 @@ def own_view(toolchain, cache):
         for more in ("", ",userxattr"):
             if mount("-t", "overlay", "overlay", "-o", options + more, root):
                 return root
-    print("==> no overlay here: this run shares the toolchain with others", file=sys.stderr)
+    say("no overlay here: this run shares the toolchain with others")
     return toolchain
 
 
@@ -45,12 +45,14 @@ def is_of_the_user(path):
 
 
 def given(words):
-    """Yields directories among arguments that a user has in a place of the system's."""
+    """Yields directories of arguments, or of files that they name, that a user has in a place of the
+    system's. /tmp may be one, as a whole."""
     for word in words:
         if word == "--":
             break
         path = pathlib.Path(word.partition("=")[2] if word.startswith("--") else word)
-        if path.parts[:1] == ("/",) and path.parts[1:2] and path.is_dir():
+        path = path if path.is_dir() else path.parent
+        if path.is_absolute() and path.is_dir() and (path.parts[2:] or path.name == "tmp"):
             if path.parts[1] in ("run", "sys", "tmp", "usr", "var"):
                 yield path
 
@@ -60,21 +62,20 @@ def show(root, path):
     target = root / path.relative_to("/")
     target.mkdir(parents=True, exist_ok=True)
     if not mount("--rbind", "--", path, target):
-        sys.exit(f"error: {path} cannot be shown in the toolchain.\nIs it readable by you?")
+        raise LabError(f"{path} cannot be shown in the toolchain.\nIs it readable by you?")
 
 
-def main():
+def program():
     """Enters the toolchain and becomes the program."""
     toolchain, cwd, *words = sys.argv[1:]
-    cache, repo = pathlib.Path(os.environ["KVM_USERFAULT_CACHE"]), pathlib.Path(__file__).parents[2]
-    root = own_view(pathlib.Path(toolchain), cache)
+    root = own_view(pathlib.Path(toolchain))
     show(root, pathlib.Path("/dev"))
     if not mount("-t", "proc", "proc", root / "proc"):
         show(root, pathlib.Path("/proc"))
-    if (cache / "resolv.conf").exists():
-        shutil.copyfile(cache / "resolv.conf", root / "etc/resolv.conf")
+    if (CACHE / "resolv.conf").exists():
+        shutil.copyfile(CACHE / "resolv.conf", root / "etc/resolv.conf")
     users = filter(is_of_the_user, sorted(pathlib.Path("/").iterdir()))
-    for path in [*users, *given([str(repo), str(cache), cwd, *words])]:
+    for path in [*users, *given([str(REPO), str(CACHE), cwd, *words])]:
         show(root, path)
     os.environ.update(KVM_USERFAULT_INSIDE="1", LC_ALL="C.UTF-8", PATH=PATH)
     os.environ.pop("TMPDIR", None)
@@ -84,4 +85,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(program)

@@ -3,9 +3,10 @@
 
 import os
 import re
+import shutil
 import tempfile
 
-from common import CACHE, LAB, LabError, output, succeeds
+from common import CACHE, LAB, LabError, output, step, succeeds
 
 TREE = CACHE / "linux"
 BRANCH = "series"
@@ -95,6 +96,15 @@ def abort_am(tree):
     (tree / ".git" / "index.lock").unlink(missing_ok=True)
     if (tree / ".git" / "rebase-apply").exists():
         git("am", "--abort", tree=tree)
+
+
+def clone(what, source, target):
+    """Makes a clone without a work tree in a step, as a whole or not at all."""
+    new = target.with_name(f"{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    words = ["git", "clone", "--quiet", "--shared", "--no-checkout", source, new]
+    step(what, words, "clone", env=environment())
+    new.rename(target)
 
 
 def borrow_objects(repository):

@@ -55,7 +55,6 @@ BENCH_MACHINES = {
     "counting-max": Machine(MAX, cpus=1, clock=COUNTING),
     # With a CPU for each vCPU and a clock like any other.
     "eight-n1": Machine("neoverse-n1", cpus=8),
-    "eight-max": Machine(MAX, cpus=8),
 }
 
 # Each machine runs with each, as QEMU's max and neoverse-n1 have all granules at both stages.
@@ -105,10 +104,9 @@ class Limits:
     stop: str = r"(?!)"
 
 
-def boot(
-    name, build, initrd, command, *, shell=False, timeout=600, limits=None, show=True, extra=""
-):
-    """Boots a machine, runs a command on it and returns (exit code, lines of its console)."""
+def boot(name, build, initrd, command, *, shell=False, show=True, extra="", **limits):
+    """Boots a machine, runs a command on it and returns (exit code, lines of its console), within
+    limits as of Limits."""
     say(f"booting the {name} machine ({build.name} kernel)")
     with tempfile.TemporaryDirectory() as directory:
         combined = pathlib.Path(directory) / "initrd"
@@ -121,8 +119,7 @@ def boot(
         words = [str(word) for word in qemu(kind, build, combined, extra)]
         if shell:
             return subprocess.run(words, check=False).returncode, []
-        limits = limits or Limits(timeout)
-        return watch(words, f"boot-{build.name}-{name}", limits, show)
+        return watch(words, f"boot-{build.name}-{name}", Limits(**limits), show)
 
 
 def watch(words, log, limits, show):

@@ -11,7 +11,6 @@ booted anew when the kernel has died or complained.
 A mutant that nothing notices survives: that is an error of the tests.
 """
 
-import argparse
 import collections
 import contextlib
 import re
@@ -25,7 +24,7 @@ import machine
 import mutate
 import skips
 import tree
-from common import LAB, LabError, add_common_options, main, output, say, step
+from common import LAB, LabError, main, new_parser, output, say, step
 from overlay import overlays
 
 # KVM_PRE_FAULT_MEMORY, as far as the fault path sees it, and its test.
@@ -133,10 +132,10 @@ class Place:
         seconds = SECONDS[self.name]
         lines = [f"m {one.number} {shlex.join(commands(one, self.known))}" for one in chosen]
         script = "\n".join([SCRIPT, f"seconds={seconds}", *lines])
-        limits = machine.Limits(600 + 60 * len(chosen), seconds + 60, DEAD)
+        limits = {"timeout": 600 + 60 * len(chosen), "silence": seconds + 60, "stop": DEAD}
         place = self.name, self.build, self.initrd
         try:
-            _, console = machine.boot(*place, script, limits=limits, show=False, extra=POISON)
+            _, console = machine.boot(*place, script, **limits, show=False, extra=POISON)
         except machine.Unfinished as error:
             console = error.lines
         for number, lines, ended in sections(console):
@@ -218,12 +217,7 @@ def hunt(chosen, machines=None, jobs=None):
 
 def program():
     """Hunts mutants and shows a line for each."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/mutants",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_common_options(parser)
+    parser = new_parser("scripts/mutants", __doc__)
     parser.add_argument("--list", action="store_true", help="show the mutants and stop")
     parser.add_argument("--machine", action="append", choices=machine.MACHINES, help="only there")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")

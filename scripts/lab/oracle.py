@@ -6,7 +6,6 @@ are compiled from the kernel tree as they are, against a stand-in for what they 
 crate. Each case has a seed of its own; that of a failure is shown and can be given again.
 """
 
-import argparse
 import contextlib
 import json
 import pathlib
@@ -15,7 +14,7 @@ import shutil
 import tempfile
 
 import tree
-from common import LAB, LabError, add_common_options, main, output
+from common import LAB, LabError, main, new_parser, output
 
 CASES = 3_000_000
 # To count what runs takes ten times as long.
@@ -93,12 +92,7 @@ def compare(source, cases=CASES, seed=None):
 
 def program():
     """Runs the comparison."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/lab/enter scripts/lab/oracle.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_common_options(parser)
+    parser = new_parser("scripts/lab/enter scripts/lab/oracle.py", __doc__)
     parser.add_argument("--cases", type=int, default=CASES, metavar="N", help=f"default: {CASES}")
     parser.add_argument("--seed", type=int, metavar="N", help="of the first case; default: any")
     args = parser.parse_args()

@@ -15,7 +15,6 @@ leave a file to send back: 'scripts/run --here', or on a small board with an arc
 of the programs that 'scripts/run --here --pack FILE' has made on another machine.
 """
 
-import argparse
 import pathlib
 import shlex
 import time
@@ -30,7 +29,7 @@ import skips
 import tree
 import user_tree
 import vmm
-from common import LabError, add_common_options, main, say
+from common import LabError, main, new_parser, say
 
 # What the names of the helper's KUnit suites begin with, and where a machine shows what they
 # found when it booted.
@@ -189,12 +188,7 @@ def run_one(args, source):
 
 def program():
     """Runs the machine that was asked for, or all."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_common_options(parser)
+    parser = new_parser("scripts/run", __doc__)
     add = parser.add_argument
     add("--machine", choices=machine.MACHINES, help="default: vhe, or all")
     add("--pages", choices=machine.PAGES, help="default: 4k, or all")
@@ -203,8 +197,9 @@ def program():
     add("--tree", metavar="DIR", help="a kernel checkout to use as the base")
     add("--jobs", type=int, metavar="N", help="jobs of a build")
     add("--timeout", type=int, default=1200, metavar="S", help="of a boot; default: 1200 seconds")
-    add("--pack", metavar="FILE", help="with --here: only make the archive")
-    add("--full", action="store_true", help="with --here: all tests and figures")
+    of_here = parser.add_mutually_exclusive_group()
+    of_here.add_argument("--pack", metavar="FILE", help="with --here: only make the archive")
+    of_here.add_argument("--full", action="store_true", help="with --here: all tests and figures")
     one = parser.add_mutually_exclusive_group()
     one.add_argument(
         "--matrix", action="store_true", help="all machines with all page sizes, in a table"
@@ -225,6 +220,8 @@ def program():
     args = parser.parse_args()
     if args.matrix and args.command:
         parser.error("--matrix runs the suite: leave out the command")
+    if (args.pack or args.full) and not args.here:
+        parser.error("--pack and --full are of --here")
 
     if args.here and args.pack:
         return here.pack(pathlib.Path(args.pack).absolute(), args.jobs)

@@ -94,8 +94,7 @@ def clone():
     """Makes b4's clone of the tree, or brings it up to date; its branches stay."""
     HOME.mkdir(parents=True, exist_ok=True)
     if not (CLONE / ".git").exists():
-        words = ["git", "clone", "--quiet", "--shared", "--no-checkout", kgit.TREE, CLONE]
-        step("cloning the tree for b4", words, "send-clone", env=kgit.environment())
+        kgit.clone("cloning the tree for b4", kgit.TREE, CLONE)
     # The clone's own setting, for the submitter's 'b4 send' to write the same mails.
     template = HOME / "cover"
     template.write_text(COVER.format(base=BASE if "commit" in base.pinned() else ""))
@@ -173,13 +172,12 @@ def prove(series, mails, env):
     kgit.git("checkout", "--quiet", series.branch, tree=CLONE)
 
 
-def dry_run(source=None, folder=None, part=None):
+def dry_run(source=None, part=None):
     """Writes the mails, proves them, and returns 1 where checkpatch has a remark."""
     if not source:
         tree.keep_own_work()
     source = pathlib.Path(source) if source else sign.latest() or PATCHES
     series = choose(source, part)
-    folder = pathlib.Path(folder or MAILS / (part or "")).absolute()
     identity = sign.author(patches.cover_file(source))
     if identity == kgit.ROLE:
         say("these patches are not signed: 'scripts/series sign' makes them yours")
@@ -187,7 +185,7 @@ def dry_run(source=None, folder=None, part=None):
     env = environment(identity)
     clone()
     remarks = prepare(series, env)
-    mails = write_mails(folder, env)
+    mails = write_mails(MAILS / (part or ""), env)
     prove(series, mails, env)
     remarks = checkpatch.unexpected(remarks, signed=identity != kgit.ROLE)
     report(source, mails, remarks, identity)

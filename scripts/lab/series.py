@@ -2,7 +2,6 @@
 """Moves the series between patches/ and a kernel git tree, follows its base, and
 prepares it for the mailing lists."""
 
-import argparse
 import itertools
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import sign
 import steps
 import track
 import tree
-from common import LAB, LabError, add_common_options, lock, main
+from common import LAB, LabError, lock, main, new_parser
 
 
 @lock("linux")
@@ -73,12 +72,12 @@ def check_patches(args):
 
 
 @lock("linux")
-def sign_patches(args):
+def sign_patches(_):
     """Writes the signed copy."""
-    folder, (name, address), remarks = sign.sign(args.output)
+    (name, address), remarks = sign.sign()
     print(
         *remarks,
-        f"{folder} holds the series as {name} <{address}> would send it. The Signed-off-by under"
+        f"{sign.SIGNED} holds the series as {name} <{address}> would send it. The Signed-off-by under"
         " each patch certifies the Developer's Certificate of Origin"
         " (the kernel's Documentation/process/submitting-patches.rst): read what you send.",
         sep="\n",
@@ -94,7 +93,7 @@ def send_patches(args):
             "nothing here sends mail. Add --dry-run to have the mails written to a folder;"
             " README.md says how you send them yourself."
         )
-    return send.dry_run(args.source, args.output, args.part)
+    return send.dry_run(args.source, args.part)
 
 
 def follow_base(args):
@@ -108,13 +107,13 @@ def follow_base(args):
 
 def program():
     """Runs one command."""
-    parser = argparse.ArgumentParser(prog="scripts/series", description=__doc__)
-    add_common_options(parser)
+    parser = new_parser("scripts/series", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(function, name, text):
         """Adds a command."""
-        one = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        about = f"{text[0].upper()}{text[1:]}."
+        one = commands.add_parser(name, help=text, description=about, allow_abbrev=False)
         one.set_defaults(function=function)
         return one.add_argument
 
@@ -129,13 +128,11 @@ def program():
     add("--debian", metavar="RELEASE", help="a source package of Debian, as 7.3-rc7")
     add("--dry-run", action="store_true", help="only say what would become of it")
     add("--no-test", action="store_true", help="leave out scripts/test afterwards")
-    add = command(sign_patches, "sign", "copy the series with you as its author, signed off by you")
-    add("--output", metavar="DIR", help=f"default: {sign.SIGNED}")
+    command(sign_patches, "sign", "copy the series with you as its author, signed off by you")
     add = command(send_patches, "send", "write the mails that b4 would send, and prove them")
     add("--dry-run", action="store_true", help="required: the mails are only written")
     add("--part", metavar="NAME", help="only this part, with its own cover letter")
     add("--from", metavar="DIR", dest="source", help="default: the signed series, else patches/")
-    add("--output", metavar="DIR", help=f"default: {send.MAILS}")
     args = parser.parse_args()
     return args.function(args)
 

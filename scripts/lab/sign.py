@@ -6,7 +6,6 @@ import email.policy
 import os
 import pathlib
 import re
-import shutil
 import tempfile
 
 import checkpatch
@@ -63,17 +62,15 @@ def as_person(text, identity):
     return text.replace(kgit.ROLE[1], address).replace(kgit.ROLE[0], name)
 
 
-def sign(folder=None):
-    """Writes a signed copy of patches/ and returns (folder, submitter, checkpatch's remarks)."""
+def sign():
+    """Writes a signed copy of patches/ and returns (submitter, checkpatch's remarks)."""
     identity = submitter()
-    folder = pathlib.Path(folder or SIGNED).absolute()
-    if folder.exists() and not (folder / STATE).exists() and any(folder.iterdir()):
-        raise LabError(f"{folder} is not empty and not a signed series; name another folder")
     wrong = export.check()
     if wrong:
         raise LabError("\n".join([*wrong, "nothing is signed: make these agree first"]))
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        new = pathlib.Path(scratch)
+        new, old = (pathlib.Path(scratch) / name for name in ("new", "old"))
+        new.mkdir()
         files = [*patches.patch_files(), *PATCHES.glob("*.txt"), REPO / export.SNIPPET]
         for path in [*files, PATCHES / "parts"]:
             (new / path.name).write_text(as_person(path.read_text(), identity))
@@ -85,10 +82,11 @@ def sign(folder=None):
         unsigned = [line for line in remarks if re.search(r"sign(ed)?-off", line, re.IGNORECASE)]
         if unsigned:
             raise LabError("checkpatch does not accept the signature:\n" + "\n".join(unsigned))
-        for path in patches.patch_files(folder):
-            path.unlink()
-        shutil.copytree(new, folder, dirs_exist_ok=True)
-    return folder, identity, remarks
+        # Half a copy would be sent as if it were all.
+        if SIGNED.exists():
+            SIGNED.rename(old)
+        new.rename(SIGNED)
+    return identity, remarks
 
 
 def latest():

@@ -2,7 +2,6 @@
 """Proves this repo: its scripts, the patches, their Rust, the kernels they make
 and what these do on machines. One line a check, and a count at the end."""
 
-import argparse
 import functools
 import os
 import pathlib
@@ -28,9 +27,10 @@ import refused
 import run
 import rust
 import selftest_builds
+import steps
 import tree
 import vmm
-from common import LAB, REPO, LabError, add_common_options, main, output, step
+from common import ERRORS, LAB, REPO, in_words, main, new_parser, output, step
 from overlay import overlays
 
 # What is compiled with warnings, and the machines that the suite runs on, with which kernels.
@@ -68,8 +68,8 @@ def passes(name, function):
     start = time.monotonic()
     try:
         said = function() or ""
-    except LabError as error:
-        said = str(error)
+    except ERRORS as error:
+        said = in_words(error)
     seconds = f"({time.monotonic() - start:.0f} s)"
     if said and not isinstance(said, Passed):
         wrong = "\n".join(said) if isinstance(said, list) else said
@@ -80,9 +80,10 @@ def passes(name, function):
 
 
 def shell_scripts():
-    """Runs shellcheck on the scripts that are shell."""
+    """Runs shellcheck on the scripts that are shell, and on what these are made of."""
     paths = [path for path in [*(REPO / "scripts").rglob("*"), REPO / ".ci/run"] if path.is_file()]
-    output(["shellcheck", *(path for path in paths if re.match(rb"#!.*sh\b", path.read_bytes()))])
+    shell = [path for path in paths if re.match(rb"#!.*sh\b", path.read_bytes())]
+    output(["shellcheck", *shell, *(REPO / "scripts").rglob("*.sh")])
 
 
 def lab_tests():
@@ -180,23 +181,32 @@ def quick_mutants(jobs):
     return [f"{one.mutant.name} survived" for one in trials if not one.by]
 
 
+def parts_alone(jobs):
+    """Builds and runs the end of each part that has not passed yet, and returns what is wrong."""
+    return [
+        f"part {part}, {variant} kernel: {text}"
+        for part, variant, look in ends.check_each(jobs, tested=[kgit.BRANCH])
+        for text in steps.attempt(look)
+    ]
+
+
 def checks(jobs):
-    """Yields all checks, each as its name and what it does."""
+    """Yields all checks, each as its name and what it does, which is done before the next one."""
     yield "shell scripts pass shellcheck", shell_scripts
     yield "the lab passes its own tests", lab_tests
     name = "the model of userfault holds, and fails where broken"
     yield name, lambda: Passed(f"{models.check():,} states")
-    source = tree.ready()
-    yield "patches apply, mirrored folders agree", export.check
-    yield "Rust is formatted", lambda: rustfmt(source)
+    source = functools.cache(tree.ready)
+    yield "patches apply, mirrored folders agree", lambda: source() and export.check()
+    yield "Rust is formatted", lambda: rustfmt(source())
     name = "the selftests' runner tells cases apart that fail, hang, skip and crash on purpose"
-    yield name, lambda: ktap_cases.wrong(source)
-    yield "the core agrees with the oracle", lambda: Passed(oracle.compare(source))
+    yield name, lambda: ktap_cases.wrong(source())
+    yield "the core agrees with the oracle", lambda: Passed(oracle.compare(source()))
     name = "mutants fit the series, and name cases that are there"
-    yield name, lambda: mutants_fit(source)
+    yield name, lambda: mutants_fit(source())
     name = "patches pass checkpatch --strict"
-    yield name, lambda: checkpatch.remarks(source, patches.patch_files())
-    yield "MAINTAINERS is in order", lambda: maintainers(source)
+    yield name, lambda: checkpatch.remarks(source(), patches.patch_files())
+    yield "MAINTAINERS is in order", lambda: maintainers(source())
     yield from kernel_checks(source, jobs)
 
 
@@ -207,26 +217,26 @@ def kernel_checks(source, jobs):
     @functools.cache
     def build(variant="4k"):
         """Builds a variant of the kernel."""
-        return kernel.kernel(source, variant, jobs)
+        return kernel.kernel(source(), variant, jobs)
 
     @functools.cache
     def initrd():
         """Builds the selftests, which are the same for all kernels of a granule."""
-        return kernel.initrd(build(), kernel.selftests(source, build(), jobs))
+        return kernel.initrd(build(), kernel.selftests(source(), build(), jobs))
 
     name = "the kernel is configured as people run it"
-    yield name, lambda: configuration(source, build())
-    yield "Rust passes clippy", lambda: initrd() and clippy(source, build())
+    yield name, lambda: configuration(source(), build())
+    yield "Rust passes clippy", lambda: initrd() and clippy(source(), build())
     name = "the selftests' crate refuses what is unsafe"
-    yield name, lambda: initrd() and refused.wrong(source, build())
+    yield name, lambda: initrd() and refused.wrong(source(), build())
     name = "the selftests are built by LLVM as well"
-    yield name, lambda: selftests_by_clang(source, jobs)
+    yield name, lambda: selftests_by_clang(source(), jobs)
     name = "the selftests are built statically, without Rust, and after what they need changed"
-    yield name, lambda: initrd() and selftest_builds.in_other_ways(source, build())
-    yield "the helper cannot panic", lambda: no_panic(source, build())
+    yield name, lambda: initrd() and selftest_builds.in_other_ways(source(), build())
+    yield "the helper cannot panic", lambda: no_panic(source(), build())
     for variant in WARNED:
         name = f"{variant} compiles without warnings at W=1"
-        yield name, lambda: kernel_warnings(source, build(variant))
+        yield name, lambda: kernel_warnings(source(), build(variant))
     for variant, machines in RUN.items():
         for machine in machines:
             name = f"the suite passes on {machine}, {variant} kernel"
@@ -245,20 +255,19 @@ def kernel_checks(source, jobs):
     name = "demand_paging_test pages in by userfault"
     yield name, lambda: run.boot_program(ends.MACHINE, build(), initrd(), ends.STOCK)
     yield "tests notice what some mutants do", lambda: quick_mutants(jobs)
-    looks = []
-    find = functools.partial(ends.check_each, jobs, tested=[kgit.BRANCH])
-    yield "parts are named", lambda: looks.extend(find())
-    for part, variant, look in looks:
-        yield f"part {part} stands alone, {variant} kernel", look
+    yield "each part stands alone", lambda: source() and parts_alone(jobs)
 
 
 def program():
     """Runs the checks."""
-    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__)
-    add_common_options(parser)
+    parser = new_parser("scripts/test", __doc__)
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("only", nargs="*", help="run only checks that have one of these words")
     args = parser.parse_args()
+    names = "\n".join(name for name, _ in checks(args.jobs))
+    for word in args.only:
+        if word not in names:
+            parser.error(f"no check has '{word}' in its name; these are there:\n{names}")
     passed = [
         passes(name, function)
         for name, function in checks(args.jobs)

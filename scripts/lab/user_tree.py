@@ -3,12 +3,11 @@
 
 import hashlib
 import pathlib
-import shutil
 
 import kgit
 import patches
 import tree
-from common import CACHE, PATCHES, LabError, lock, say, step
+from common import CACHE, PATCHES, LabError, lock, say
 
 
 def am_near(clone):
@@ -40,11 +39,9 @@ def user_tree(path):
     with lock(f"tree-{name}"):
         if state.exists() and state.read_text() == wanted:
             return clone
-        if not kgit.asks("rev-parse", "--git-dir", tree=clone):
-            shutil.rmtree(clone, ignore_errors=True)
-            words = ["git", "clone", "--quiet", "--shared", "--no-checkout", source, clone]
-            env = kgit.environment()
-            step(f"cloning {source} (its own branches are not touched)", words, "clone", env=env)
+        if not clone.exists():
+            kgit.clone(f"cloning {source} (its own branches are not touched)", source, clone)
+        kgit.abort_am(clone)
         kgit.git("fetch", "--quiet", "origin", "HEAD", tree=clone)
         state.unlink(missing_ok=True)
         say(f"applying {len(patches.patch_files())} patches to {head[:12]}")

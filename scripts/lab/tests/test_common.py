@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Whatever goes wrong, the user gets two lines: what it is, and what to do."""
 
+import argparse
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import signal
@@ -10,9 +12,15 @@ import subprocess
 import sys
 from unittest import mock
 
+import bench
 import common
+import mutants
+import oracle
 import overlay
+import run
+import series
 import small
+import test
 
 
 class Errors(small.Scratch):
@@ -36,6 +44,15 @@ class Errors(small.Scratch):
         self.assertEqual(self.message(full)[0], "error: there is no room left in /cache/log.")
         nowhere = self.message(lambda: open("/proc/1/nowhere", encoding="ascii"))
         self.assertEqual(nowhere[0], "error: /proc/1/nowhere: No such file or directory.")
+        failed = self.message(lambda: subprocess.run(["false"], check=True))
+        self.assertEqual(failed[0], "error: Command '['false']' returned non-zero exit status 1.")
+
+    def test_entering(self):
+        """What is in the way of entering the toolchain is named as anywhere else."""
+        words = [sys.executable, common.LAB / "inside.py", "/proc/1/nowhere", "/", "program"]
+        env = os.environ | {"KVM_USERFAULT_CACHE": "/proc/1/nowhere"}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        self.assertEqual((done.returncode, len(done.stderr.splitlines())), (1, 2), done.stderr)
 
     def test_missing_tool(self):
         """A tool that is not there is named, by whatever way it was to be run."""
@@ -60,9 +77,10 @@ class Errors(small.Scratch):
             self.assertEqual((done.returncode, "Traceback" in done.stderr), (code, False))
 
     def test_times(self):
-        """Nothing is said of a step that was never run, and of another the last time."""
-        common.took("building it", 135.2)
-        self.assertEqual(common.took("building it"), "135 s the last time, ")
+        """Nothing is said of a step that was never run, and of another the longest time."""
+        for seconds in (3.9, 135.2, 4.1):
+            common.took("building it", seconds)
+        self.assertEqual(common.took("building it"), "so far up to 135 s, ")
         self.assertEqual(common.took("building that"), "")
 
     def test_file_is_old_or_new(self):
@@ -85,3 +103,35 @@ class Errors(small.Scratch):
         self.assertEqual((living.exists(), dead.exists(), third.exists()), (True, False, True))
         os.close(in_use)
         os.close(other)
+
+
+class Options(small.Scratch):
+    """What a program takes as its options."""
+
+    def test_abbreviations(self):
+        """No program takes a part of an option's name, on which scripts/lab/enter would not act."""
+        words, others = ["--delete", "--cach=x", "--forc"], ["--delete-cache", "--cache=x", "apply"]
+        for module in (bench, mutants, oracle, run, series, test):
+            parse = mock.Mock(side_effect=SystemExit)
+            with mock.patch.object(argparse.ArgumentParser, "parse_args", lambda own: parse(own)):
+                self.assertRaises(SystemExit, module.program)
+            (parser,) = parse.call_args.args
+            unknown = parser.parse_known_args([*words[:2], *others, words[2]])[1]
+            self.assertLessEqual(set(words), set(unknown), parser.prog)
+            self.assertTrue(set(others[:2]).isdisjoint(unknown), parser.prog)
+
+    def test_commands(self):
+        """Each command runs its own program, from any directory, and by a link from elsewhere."""
+        for name in ("bench", "mutants", "run", "series", "test"):
+            (self.folder / name).symlink_to(common.REPO / "scripts" / name)
+            text = common.output([f"./{name}", "--help"], cwd=self.folder)
+            self.assertTrue(text.startswith(f"usage: scripts/{name} "), text)
+
+    def test_options_of_others(self):
+        """What would be ignored without another option, or beside it, is an error."""
+        self.replace(run, here=mock.Mock(), tree=mock.Mock(), run_one=mock.Mock())
+        for words in (["--pack=file"], ["--full"], ["--here", "--full", "--pack=file"]):
+            with mock.patch.object(sys, "argv", ["run", *words]), self.subTest(words):
+                with contextlib.redirect_stderr(io.StringIO()) as said:
+                    self.assertRaises(SystemExit, run.program)
+                self.assertIn("error: ", said.getvalue())

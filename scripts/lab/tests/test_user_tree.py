@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The series on a kernel tree of the user's, which stays as it is."""
 
+from unittest import mock
+
+import common
+import kgit
 import small
 import user_tree
 from common import LabError
@@ -43,6 +47,23 @@ class UserTree(small.Small):
         near = UNRELATED.replace("line 13;", "line thirteen;")
         self.change(shallow, "virt/kvm/kvm_main.c", near)
         self.check(shallow, near)
+
+    def test_killed(self):
+        """What a run leaves that is killed while it clones, or applies patches, is in nobody's
+        way."""
+
+        def dies(_, words, *more, **options):
+            """Stands for a step."""
+            common.output(["git", "init", "--quiet", words[-1]])
+            raise KeyboardInterrupt
+
+        with mock.patch.object(kgit, "step", dies):
+            self.assertRaises(KeyboardInterrupt, user_tree.user_tree, self.user)
+        self.check(self.user)
+        (clone,) = (self.root / "trees").iterdir()
+        small.half_am(clone)
+        self.change(self.user, "Makefile", f"{small.MAKEFILE}# more\n")
+        self.check(self.user)
 
     def test_conflict(self):
         """A patch that does not fit is named, unless it has a variant that does."""

@@ -24,6 +24,16 @@ class Table(unittest.TestCase):
         self.assertEqual(vmm.table(["ok something"]), [])
 
 
+class Failures(unittest.TestCase):
+    """The trial that is in several files."""
+
+    def test_all_kinds_are_tried(self):
+        text = (vmm.SOURCE / "try/failures").read_text()
+        kinds = re.search(r"^for kind in (.*); do$", text, re.MULTILINE)[1].split()
+        files = [path.stem for path in (vmm.SOURCE / "try").glob("failures-*.sh")]
+        self.assertEqual(sorted(files), sorted(f"failures-{kind}" for kind in kinds))
+
+
 class Problems(unittest.TestCase):
     def test_what_failed_is_named(self):
         self.assertEqual(vmm.problems(1, ["ok a", "FAIL b"]), ["FAIL b"])

@@ -1,45 +1,11 @@
 # What the trials on the lab's machine share. Each prints "ok NAME" or "FAIL NAME", and "row ..."
 # for the table that scripts/lab/vmm.py makes.
-# shellcheck shell=sh disable=SC2034
+# shellcheck shell=sh disable=SC1091,SC2034
 
 here=$(dirname -- "$0")
 vmm=$here/vmm
 work=$(mktemp -d)
-failed=0
-
-ok() { echo "ok $*"; }
-
-# bad NAME FILE...: something failed, and the files say more.
-bad()
-{
-	echo "FAIL $1"
-	shift
-	for file; do tail -n 12 "$file" | sed 's/^/    /'; done
-	failed=$((failed + 1))
-}
-
-# check NAME FILE COMMAND...: the command succeeds, or the file says more.
-check()
-{
-	title=$1 log=$2
-	shift 2
-	if "$@"; then ok "$title"; else bad "$title" "$log"; fi
-}
-
-# await FILE TEXT: waits until a file has a text; fails after two minutes, or when
-# the VMM $pid has ended without it.
-await()
-{
-	end=$(($(date +%s) + ${PATIENCE:-120}))
-	until grep -q -- "$2" "$1" 2>/dev/null; do
-		[ "$(date +%s)" -lt $end ] || return 1
-		if ! kill -0 "$pid" 2>/dev/null; then
-			grep -q -- "$2" "$1" 2>/dev/null
-			return
-		fi
-		sleep 0.2
-	done
-}
+. "$here/verdicts.sh"
 
 # start NAME WORD...: runs a VMM in the background with its console in $work/NAME.
 start()
