@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import queue
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ class Machine:
     command_line: str = ""
     cpus: int = 2
     clock: tuple = ()
+    memory: str = "2G"
 
 
 # Memory tags are where KVM gives them to guests: not on a protected host, and not to guests with
@@ -57,6 +59,9 @@ BENCH_MACHINES = {
     "eight-n1": Machine("neoverse-n1", cpus=8),
 }
 
+# It has compilers in its file system, which is in memory.
+NATIVE_MACHINE = {"native": Machine("neoverse-n1", memory="8G")}
+
 # Each machine runs with each, as QEMU's max and neoverse-n1 have all granules at both stages.
 PAGES = ("4k", "16k", "64k")
 
@@ -78,10 +83,19 @@ def command_archive(directory, command, shell):
     return target
 
 
+def join(archives, target):
+    """Joins archives, each of which is loaded over those before it."""
+    with open(target, "wb") as out:
+        for path in archives:
+            with open(path, "rb") as part:
+                shutil.copyfileobj(part, out)
+            out.write(b"\0" * (-out.tell() % 4))
+
+
 def qemu(machine, build, initrd, extra):
     """Returns the command that boots a machine."""
     # With 64K pages a huge page is 512M, and one has to be found in one piece.
-    memory = "6G" if build.name.startswith("64k") else "2G"
+    memory = "6G" if build.name.startswith("64k") else machine.memory
     image = build / "arch/arm64/boot/Image"
     cpu = f"{MAX},lpa2=off" if machine.cpu == MAX and build.name.startswith("16k") else machine.cpu
     options = "virt,virtualization=on,gic-version=3" + machine.options
@@ -110,12 +124,8 @@ def boot(name, build, initrd, command, *, shell=False, show=True, extra="", **li
     say(f"booting the {name} machine ({build.name} kernel)")
     with tempfile.TemporaryDirectory() as directory:
         combined = pathlib.Path(directory) / "initrd"
-        part = command_archive(directory, command, shell)
-        with open(combined, "wb") as out:
-            for path in (initrd, part):
-                out.write(path.read_bytes())
-                out.write(b"\0" * (-out.tell() % 4))
-        kind = {**MACHINES, **BENCH_MACHINES}[name]
+        join([initrd, command_archive(directory, command, shell)], combined)
+        kind = {**MACHINES, **BENCH_MACHINES, **NATIVE_MACHINE}[name]
         words = [str(word) for word in qemu(kind, build, combined, extra)]
         if shell:
             return subprocess.run(words, check=False).returncode, []

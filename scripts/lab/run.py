@@ -10,6 +10,8 @@ are named after --, or in all: see Documentation/vmm.md.
 With --matrix they run on each machine with each page size, or on those that
 --machine and --pages name, and a table in Markdown shows what they found.
 
+With --native two of them are built on the machine itself, by Debian's compilers.
+
 With --here they run on this arm64 host or board as it is, with the benchmark, and
 leave a file to send back: 'scripts/run --here', or on a small board with an archive
 of the programs that 'scripts/run --here --pack FILE' has made on another machine.
@@ -25,6 +27,7 @@ import kernel
 import ktap
 import machine
 import matrix
+import native
 import skips
 import tree
 import user_tree
@@ -214,6 +217,9 @@ def program():
         "--vmm", choices=vmm.TRIALS, help="restore or migrate a Linux guest by the example VMM"
     )
     one.add_argument(
+        "--native", action="store_true", help="build and run two tests on the machine itself"
+    )
+    one.add_argument(
         "--here", action="store_true", help="run on this arm64 machine as it is, as root"
     )
     add("command", nargs="*", help="what to run on the machine, after --")
@@ -232,6 +238,8 @@ def program():
         return show_differences(args, source)
     if args.matrix:
         return run_matrix(args, source)
+    if args.native:
+        return native.run(source, kernel.kernel(source, "4k", args.jobs), args.timeout)
     return run_vmm(args, source) if args.vmm else run_one(args, source)
 
 
