@@ -81,7 +81,7 @@ fn toggle_while(running: usize, slots: usize, names: [&str; 2], with_doorbell: b
     };
     let times: Vec<[f64; 2]> = match running {
         0 => rounds(&machine.slot),
-        _ => machine.run_while(|exit| panic!("unexpected exit: {exit:x?}"), rounds),
+        _ => machine.run_while(|_, exit| panic!("unexpected exit: {exit:x?}"), rounds),
     };
     let mut figure = Figure::new(PAGES * page_size(), 0);
     (figure.slots, figure.vcpus) = (slots, running);

@@ -90,8 +90,8 @@ def all_cases(source):
             found[name].append(f"k {suite[1]}")
     tests = source / "tools/testing/selftests/kvm/arm64"
     for path in sorted([*tests.glob("*.rs"), *STAND_IN.glob("*.rs")]):
-        listed = re.search(r"\bcases: \[([^\]]*)\]", path.read_text())
-        for name in re.findall(r"(\w+)(?:\s*:\s*\w+)?\s*(?:,|$)", listed[1] if listed else ""):
+        listed = re.search(r"^    cases: \[\n(.*?)^    \],$", path.read_text(), re.M | re.S)
+        for name in re.findall(r"^ {8}(\w+)", listed[1] if listed else "", re.M):
             found[name].append(f"t {path.stem} {name}")
     return found
 

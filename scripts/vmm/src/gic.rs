@@ -38,18 +38,28 @@ const REDISTRIBUTOR: [(u32, u32); 9] = [
     (0x1_0c00, 8),  // GICR_ICFGR
 ];
 
-/// Op0, Op1, CRn, CRm and Op2 of a CPU interface's registers.
-const CPU_INTERFACE: [[u64; 5]; 9] = [
+/// Op0, Op1, CRn, CRm and Op2 of a CPU interface's register.
+type SystemRegister = [u64; 5];
+
+/// Its bits 10:8 are the number of bits of a priority, less one.
+const ICC_CTLR_EL1: SystemRegister = [3, 0, 12, 12, 4];
+
+const CPU_INTERFACE: [SystemRegister; 7] = [
     [3, 0, 12, 12, 5], // ICC_SRE_EL1
-    [3, 0, 12, 12, 4], // ICC_CTLR_EL1
+    ICC_CTLR_EL1,
     [3, 0, 12, 12, 6], // ICC_IGRPEN0_EL1
     [3, 0, 12, 12, 7], // ICC_IGRPEN1_EL1
     [3, 0, 4, 6, 0],   // ICC_PMR_EL1
     [3, 0, 12, 8, 3],  // ICC_BPR0_EL1
     [3, 0, 12, 12, 3], // ICC_BPR1_EL1
-    [3, 0, 12, 8, 4],  // ICC_AP0R0_EL1
-    [3, 0, 12, 9, 0],  // ICC_AP1R0_EL1
 ];
+
+/// ICC_AP0R<n>_EL1 and ICC_AP1R<n>_EL1. Priorities of 5 bits have one of each, those of 6 two and
+/// those of 7 four.
+fn active_priorities(bits: u64) -> impl Iterator<Item = SystemRegister> {
+    let count = 1 << bits.saturating_sub(5);
+    (0..count).flat_map(|n| [[3, 0, 12, 8, 4 + n], [3, 0, 12, 9, n]])
+}
 
 pub struct Gic {
     device: DeviceFd,
@@ -82,7 +92,7 @@ impl Gic {
 
     /// Saves the GIC while no vCPU runs.
     pub fn save(&self) -> Result<Registers> {
-        self.names().into_iter().map(|name| Ok((name.0, self.get(name)?))).collect()
+        self.names()?.into_iter().map(|name| Ok((name.0, self.get(name)?))).collect()
     }
 
     /// Loads what [`Gic::save`] returned, into a new GIC.
@@ -99,7 +109,7 @@ impl Gic {
     }
 
     /// All registers, in the order in which they are loaded.
-    fn names(&self) -> Vec<Name> {
+    fn names(&self) -> Result<Vec<Name>> {
         let words = |ranges: &[(u32, u32)]| -> Vec<u32> {
             ranges.iter().flat_map(|(offset, bytes)| (*offset..offset + bytes).step_by(4)).collect()
         };
@@ -113,12 +123,13 @@ impl Gic {
                 names.push(Name::new(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, vcpu, offset.into()));
             }
             names.push(Name::new(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, vcpu, 0));
-            for [op0, op1, crn, crm, op2] in CPU_INTERFACE {
-                let register = (op0 << 14) | (op1 << 11) | (crn << 7) | (crm << 3) | op2;
-                names.push(Name::new(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, vcpu, register));
+            let control = self.get(Name::of_cpu_interface(vcpu, ICC_CTLR_EL1))? as u64;
+            let active = active_priorities(((control >> 8) & 7) + 1);
+            for register in CPU_INTERFACE.into_iter().chain(active) {
+                names.push(Name::of_cpu_interface(vcpu, register));
             }
         }
-        names
+        Ok(names)
     }
 
     fn set<T>(&self, group: u32, attr: u64, value: &T) -> Result<()> {
@@ -150,8 +161,26 @@ impl Name {
         Self((u64::from(group) << 48) | (vcpu << 32) | offset)
     }
 
+    fn of_cpu_interface(vcpu: u64, [op0, op1, crn, crm, op2]: SystemRegister) -> Self {
+        let register = (op0 << 14) | (op1 << 11) | (crn << 7) | (crm << 3) | op2;
+        Self::new(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, vcpu, register)
+    }
+
     /// The group and the attribute that KVM knows the register by.
     fn attribute(self) -> (u32, u64) {
         ((self.0 >> 48) as u32, self.0 & 0xffff_ffff_ffff)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_bits_of_priority_have_more_registers() {
+        let last = |bits| active_priorities(bits).last();
+        assert_eq!(last(5), Some([3, 0, 12, 9, 0]));
+        assert_eq!(last(6), Some([3, 0, 12, 9, 1]));
+        assert_eq!(last(7), Some([3, 0, 12, 9, 3]));
     }
 }

@@ -77,12 +77,8 @@ fn kick_stops_a_vcpu() {
     }
 }
 
-/// They need nothing.
-fn nothing() {}
-
 test_main! {
     about: "Guests that are written in Rust.",
-    needs: nothing,
     cases: [
         guest_talks_to_the_host,
         exception_reaches_the_host,

@@ -52,20 +52,33 @@ fn exit_leaves_no_ring_entry() {
     let mut machine = Machine::of_vm(vm, Backing::Anonymous, PAGES);
     let bitmap = Bitmap::marked(PAGES);
     let _flag = machine.slot.enable_with(&bitmap, LOG);
-    let of_slot = |machine: &mut Machine| -> Vec<Page> {
-        let ring = machine.vcpus[0].dirty_ring();
-        ring.into_iter()
-            .filter(|entry| entry.0 == SLOT)
-            .map(|entry| entry.1)
-            .collect()
-    };
-
-    expect_eq!(of_slot(&mut machine), []);
     expect_eq!(machine.run(), machine.userfault(Page(0)));
-    expect_eq!(of_slot(&mut machine), []);
+    expect_eq!(machine.vcpus[0].harvest_dirty_ring(), []);
     bitmap.clear(Page(0));
     write(&mut machine, 0..1);
-    expect_eq!(of_slot(&mut machine), [Page(0)]);
+    expect_eq!(machine.vcpus[0].harvest_dirty_ring(), [(SLOT, Page(0))]);
+}
+
+/// Where the VM has no log but the ring, each page of a huge page is in there that is written to,
+/// with the flag and without it: a block would be there as its first page only.
+fn ring_has_each_page_of_a_huge_page() {
+    let count = Backing::AnonymousThp.need_huge_pages(1);
+    let vm = Vm::special(Kind::DirtyRing(4096), count, 1, guest::write_pages);
+    let mut machine = Machine::of_vm(vm, Backing::AnonymousThp, count);
+    machine.slot.fill();
+    machine.slot.need_huge();
+    machine.slot.set_flags(LOG);
+    let expect_in_ring = |machine: &mut Machine, numbers: std::ops::Range<usize>| {
+        write(machine, numbers.clone());
+        let expected: Vec<_> = pages(numbers).map(|page| (SLOT, page)).collect();
+        expect_eq!(machine.vcpus[0].harvest_dirty_ring(), expected);
+    };
+    expect_in_ring(&mut machine, 0..8);
+
+    let bitmap = Bitmap::new(count);
+    let _flag = machine.slot.recreate(&bitmap);
+    expect_in_ring(&mut machine, 8..16);
+    expect_eq!(machine.slot.in_blocks(), []);
 }
 
 /// A full ring and marks alternate, and no page is lost: neither takes the place of the other.
@@ -86,12 +99,7 @@ fn full_ring_and_marks_alternate() {
             }
             Exit::DirtyRingFull => {
                 full += 1;
-                let ring = machine.vcpus[0].harvest_dirty_ring();
-                dirty.extend(
-                    ring.into_iter()
-                        .filter(|entry| entry.0 == SLOT)
-                        .map(|entry| entry.1),
-                );
+                dirty.extend(machine.vcpus[0].harvest_dirty_ring());
             }
             exit => {
                 expect_eq!(exit, Exit::numbered(Page(page)));
@@ -99,12 +107,7 @@ fn full_ring_and_marks_alternate() {
             }
         }
     }
-    let ring = machine.vcpus[0].harvest_dirty_ring();
-    dirty.extend(
-        ring.into_iter()
-            .filter(|entry| entry.0 == SLOT)
-            .map(|entry| entry.1),
-    );
+    dirty.extend(machine.vcpus[0].harvest_dirty_ring());
     assert!(full > 0, "the ring was never full");
     // A page whose write has to be done again when the ring has room is there twice.
     dirty.sort_unstable();
@@ -220,7 +223,10 @@ fn both_flags_in_one_call() {
 /// The same where the VMM decides when pages are watched, and all are dirty at first.
 fn log_that_starts_with_all_pages() {
     let mut machine = machine();
-    expect_eq!(machine.vm.set_initially_dirty(), Ok(()));
+    let how = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+    let capability = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+    let enabled = machine.vm.enable_capability(capability, how.into());
+    expect_eq!(enabled, Ok(()));
     let bitmap = Bitmap::marked(PAGES);
     let flag = machine.slot.enable_with(&bitmap, LOG);
     expect_dirty(&machine, 0..PAGES);
@@ -300,6 +306,7 @@ test_main! {
     cases: [
         exit_leaves_no_dirty_bit,
         exit_leaves_no_ring_entry,
+        ring_has_each_page_of_a_huge_page,
         full_ring_and_marks_alternate,
         toggling_userfault_leaves_the_log_alone,
         disable_keeps_mappings_of_a_logged_slot,

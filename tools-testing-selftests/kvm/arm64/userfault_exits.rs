@@ -79,14 +79,6 @@ fn check_mark_of_a_page(backing: Backing) {
     }
 }
 
-fn mark_is_for_all_of_the_page() {
-    check_mark_of_a_page(Backing::Anonymous);
-}
-
-fn mark_is_for_all_of_the_page_of_guest_memfd() {
-    check_mark_of_a_page(Backing::GuestMemfd);
-}
-
 /// A store exits as a load does, and is executed anew.
 fn store_exits() {
     let mut machine = Machine::with_guest(Backing::Anonymous, 4, 1, guest::write_pages);
@@ -371,7 +363,7 @@ fn marks_that_nobody_clears() {
         expect_eq!(exit, userfault);
         exits[vcpu].fetch_add(1, Ordering::Relaxed);
     };
-    machine.run_each_while(on_exit, |_| {
+    machine.run_while(on_exit, |_| {
         let is_many = |exits: &AtomicUsize| exits.load(Ordering::Relaxed) >= 100;
         ktap::wait_for("vCPUs to exit", || exits.iter().all(is_many));
     });
@@ -381,23 +373,6 @@ fn marks_that_nobody_clears() {
             expect_eq!(vcpu.run(), Exit::numbered(page));
         }
     }
-}
-
-/// A thread that runs a vCPU and serves its exits in memory that is there makes no system call but
-/// KVM_RUN: a VMM may forbid it all others.
-fn exits_take_no_other_system_call() {
-    let mut machine = Machine::new(Backing::Anonymous, 19);
-    let bitmap = Bitmap::marked(19);
-    let flag = machine.enable(&bitmap);
-    allow_only_kvm_run();
-    for page in pages(0..19) {
-        expect_eq!(machine.run(), machine.userfault(page));
-        machine.slot.write(page, 0, page.into());
-        bitmap.clear(page);
-        machine.read(page.0..page.0 + 1);
-    }
-    // To clear the flag is another call.
-    std::mem::forget((flag, machine));
 }
 
 /// Where the bitmap is in its area: at an odd address for KVM. Whoever supplies pages has words.
@@ -422,7 +397,7 @@ fn supply_by_words(slot: &Slot, bitmap: &Area) {
 fn check_supply(machine: &mut Machine, bitmap: &Bitmap, supply: impl FnOnce(&Slot)) {
     const NONE: usize = usize::MAX;
     let (slot, asked) = (machine.slot.clone(), AtomicUsize::new(NONE));
-    let on_exit = |exit| match exit {
+    let on_exit = |_, exit| match exit {
         Exit::Userfault { gpa, .. } => {
             asked.store(slot.page_of(gpa).0, Ordering::Relaxed);
             std::thread::yield_now();
@@ -503,7 +478,7 @@ fn exits_are_traced() {
     expect_eq!(machine.run(), machine.userfault(Page(0)));
     expect_eq!(machine.run(), machine.userfault(Page(0)), "again");
     bitmap.clear(Page(0));
-    machine.run();
+    expect_eq!(machine.run(), Exit::Sync(0, 0));
     expect_eq!(machine.run(), machine.userfault(Page(1)));
 
     let pages = [0, 0, 1].map(|page| machine.slot.gpa(Page(page)));
@@ -527,8 +502,8 @@ test_main! {
     cases: [
         marked_page_exits,
         exit_maps_nothing,
-        mark_is_for_all_of_the_page,
-        mark_is_for_all_of_the_page_of_guest_memfd,
+        mark_is_for_all_of_the_page = || check_mark_of_a_page(Backing::Anonymous),
+        mark_is_for_all_of_the_page_of_guest_memfd = || check_mark_of_a_page(Backing::GuestMemfd),
         store_exits,
         every_kind_of_access_exits,
         accesses_across_a_seam_exit,
@@ -541,7 +516,6 @@ test_main! {
         bitmap_may_lose_its_memory,
         vcpus_share_a_page,
         marks_that_nobody_clears,
-        exits_take_no_other_system_call,
         marks_are_cleared_by_words,
         marks_are_cleared_by_another_process,
         exits_are_counted,

@@ -14,14 +14,7 @@ use std::{
     env,
     fmt::Debug,
     ops::Range,
-    panic,
-    process,
-    sync::atomic::{
-        AtomicU64,
-        Ordering, //
-    },
-    thread,
-    time::Duration, //
+    sync::atomic::Ordering, //
 };
 
 /// The number of pages of each of two memories, and those that are used.
@@ -60,6 +53,11 @@ guest_code! {
 struct Random(u64);
 
 impl Random {
+    /// Each step has numbers of its own, whatever was done with those of others.
+    fn new(seed: u64, step: u64) -> Self {
+        Self(((seed << 32) ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -127,6 +125,8 @@ enum How {
 /// A memory, and the slot that it may have.
 struct Memory {
     slot: Slot,
+    /// What the slot is with all of the memory.
+    whole: Region,
     /// The first word of each page.
     content: Vec<u64>,
     told: Option<Told>,
@@ -174,6 +174,8 @@ struct World {
     marks: Vec<Marks>,
     pending: Option<Try>,
     values: u64,
+    /// How many steps were done before this one.
+    done: u64,
     /// Whether huge pages are left as they are.
     is_calm: bool,
     /// What was done, to which memory and to which page, or to which bit of bitmaps.
@@ -188,18 +190,24 @@ impl World {
         vm.map(Gva(last.0), last, PAGES);
         let mailbox = Slot::new(&mut vm, Backing::Anonymous, 3, MAILBOX, 1);
         vcpus[0].set_args(Gva(MAILBOX.0), 0, 0);
-        let backing = random.of(&[
+        let mut backings = vec![
             Backing::Anonymous,
             Backing::AnonymousThp,
             Backing::Shmem,
             Backing::ShmemThp,
-        ]);
-        let memory = |id, area: Area| Memory {
-            slot: Slot::undeclared(&vm, &area, id, first),
-            content: vec![0; PAGES],
-            told: None,
-            mapped: vec![false; PAGES],
-            dirty: BTreeSet::new(),
+        ];
+        backings.retain(|backing| backing.huge_pages().is_some());
+        let backing = random.of(&backings);
+        let memory = |id, area: Area| {
+            let slot = Slot::undeclared(&vm, &area, id, first);
+            Memory {
+                whole: slot.region(),
+                slot,
+                content: vec![0; PAGES],
+                told: None,
+                mapped: vec![false; PAGES],
+                dirty: BTreeSet::new(),
+            }
         };
         let marks = |backing| {
             let area = Area::new(backing, 1);
@@ -221,6 +229,7 @@ impl World {
             marks: vec![marks(Backing::Anonymous), marks(Backing::Shmem)],
             pending: None,
             values: 0,
+            done: 0,
             is_calm: random.one_in(2),
             trace: vec![(None, None, format!("memory 0 is {backing:?}"))],
         }
@@ -248,7 +257,7 @@ impl World {
                 ktap::diagnostic(what);
             }
         }
-        let step = DONE.load(Ordering::Relaxed);
+        let step = self.done;
         panic!(
             "step {step}, memory {number}, page {page:?}: expected {expected:x?}, saw {seen:x?}"
         );
@@ -357,7 +366,7 @@ impl World {
             _ => {}
         }
 
-        let region = memory.slot.whole().at(told.place);
+        let region = memory.whole.clone().at(told.place);
         let region = region.part(told.pages.clone()).flags(told.flags);
         let region = match told.bitmap {
             Pointer::Bitmap(index) => region.bitmap(&self.marks[index].bitmap),
@@ -620,78 +629,33 @@ impl World {
     }
 }
 
-/// How many steps were done.
-static DONE: AtomicU64 = AtomicU64::new(0);
-
-/// Ends the program if a step takes too long.
-fn watch() {
-    let mut before = u64::MAX;
-    while DONE.load(Ordering::Relaxed) != before {
-        before = DONE.load(Ordering::Relaxed);
-        thread::sleep(Duration::from_secs(100));
-    }
-    println!("not ok 1 model_and_kvm_agree # step {before} does not end");
-    process::exit(1);
+/// Returns a number of the environment, or another if that says none.
+fn setting(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |text| text.parse().expect("no number"))
 }
 
-fn fuzz(count: u64, seed: u64) {
+fn model_and_kvm_agree() {
+    let (count, seed) = (setting("STEPS", 10_000), setting("SEED", 1));
+    ktap::diagnostic(&format!("STEPS={count} SEED={seed}"));
     // Tags are refused even where the kernel takes them elsewhere, if it does.
     let _ = allow_tagged_pointers();
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let mut steps = 0..count;
-    while !steps.is_empty() {
-        let mut world = World::new(&mut random);
-        for step in steps.by_ref().take(LIFE) {
-            DONE.store(step, Ordering::Relaxed);
-            world.step(&mut random);
+    for first in (0..count).step_by(LIFE) {
+        let mut world = World::new(&mut Random::new(!seed, first));
+        for step in first..count.min(first + LIFE as u64) {
+            world.done = step;
+            world.step(&mut Random::new(seed, step));
         }
-        if steps.start % 50_000 == 0 {
-            ktap::diagnostic(&format!("{} steps", steps.start));
+        if (first + LIFE as u64) % 5_000 == 0 {
+            ktap::diagnostic(&format!("{} steps", first + LIFE as u64));
         }
     }
 }
 
-const HELP: &str = "\
-Steps in any order on userfault slots, compared with a model.
-
-Usage: [-n STEPS] [-s SEED]
-
-  -n  the number of steps, 10000 if not said
-  -s  the seed, 1 if not said";
-
-/// Returns the number of steps and the seed.
-fn options() -> (u64, u64) {
-    let (mut count, mut seed) = (10_000, 1);
-    let mut words = env::args().skip(1);
-    while let Some(word) = words.next() {
-        let number = words.next().and_then(|text| text.parse().ok());
-        match (word.as_str(), number) {
-            ("-n", Some(number)) => count = number,
-            ("-s", Some(number)) => seed = number,
-            ("-h" | "--help", _) => {
-                println!("{HELP}");
-                process::exit(0);
-            }
-            _ => {
-                eprintln!("Usage: [-n STEPS] [-s SEED]");
-                process::exit(1);
-            }
-        }
-    }
-    (count, seed)
-}
-
-fn main() {
-    let (count, seed) = options();
-    if system_capability(KVM_CAP_USERFAULT) == 0 {
-        println!("1..0 # SKIP the kernel has no KVM_CAP_USERFAULT");
-        process::exit(4);
-    }
-    println!("TAP version 13\n1..1\n# {count} steps, seed {seed}");
-    thread::spawn(watch);
-    if panic::catch_unwind(|| fuzz(count, seed)).is_err() {
-        println!("not ok 1 model_and_kvm_agree");
-        process::exit(1);
-    }
-    println!("ok 1 model_and_kvm_agree");
+test_main! {
+    about: "Steps in any order on userfault slots, compared with a model.\n\n\
+        The environment may have the number of steps, STEPS, and the SEED: -t is for all steps.",
+    needs: needs_userfault,
+    cases: [
+        model_and_kvm_agree,
+    ],
 }

@@ -18,6 +18,12 @@ fn machine() -> Machine {
     machine
 }
 
+/// Sets the flag, with a bitmap that is somewhere.
+fn set_flag(slot: &Slot, bitmap: u64) -> Result<(), Errno> {
+    let region = slot.region().flags(KVM_MEM_USERFAULT);
+    region.bitmap_at(Hva(bitmap)).set_unguarded()
+}
+
 /// The numbers that VMMs are built with never change, and the capability says that they work.
 fn numbers_are_as_deployed() {
     expect_eq!(KVM_MEM_USERFAULT, 1 << 3);
@@ -65,13 +71,9 @@ fn bad_bitmap_is_refused() {
         1 << 55,
         0xffff_0000_0000_0000,
     ];
-    for address in bad.map(Hva) {
-        let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
-        expect_eq!(
-            region.bitmap_at(address).set_unguarded(),
-            Err(Errno::EINVAL),
-            "{address:?}"
-        );
+    for address in bad {
+        let set = set_flag(&machine.slot, address);
+        expect_eq!(set, Err(Errno::EINVAL), "{address:#x}");
     }
     machine.read_all();
 }
@@ -79,10 +81,7 @@ fn bad_bitmap_is_refused() {
 /// A bitmap may end where user space does, and not a byte behind.
 fn bitmap_ends_in_user_space() {
     let machine = machine();
-    let set = |address| {
-        let region = machine.slot.region().flags(KVM_MEM_USERFAULT);
-        region.bitmap_at(Hva(address)).set_unguarded()
-    };
+    let set = |address| set_flag(&machine.slot, address);
     let clear = || machine.slot.region().flags(0).set();
     // 16 pages have two bytes.
     let ends_at = |bits: &u32| {
@@ -91,8 +90,7 @@ fn bitmap_ends_in_user_space() {
         accepted
     };
     let bits = (36..56).rev().find(ends_at).expect("no bitmap is accepted");
-    let last_page = Area::at_the_end();
-    let end = last_page.at(last_page.len());
+    let end = end_of_user_space();
     assert!(end.0 <= 1 << bits, "{end:?} is behind {bits} bits");
     expect_eq!(
         set((1 << bits) - 1),
@@ -106,30 +104,20 @@ fn bitmap_ends_in_user_space() {
     );
 
     // One more page takes a byte more.
-    let larger = Machine::new(Backing::Anonymous, PAGES + 1);
-    let region = larger.slot.region().flags(KVM_MEM_USERFAULT);
-    let set = region.bitmap_at(Hva((1 << bits) - 2)).set_unguarded();
+    let larger = Machine::new(Backing::Anonymous, PAGES + 1).slot;
     expect_eq!(
-        set,
+        set_flag(&larger, (1 << bits) - 2),
         Err(Errno::EINVAL),
         "a byte for one page is behind {bits} bits"
     );
-    let region = larger.slot.region().flags(KVM_MEM_USERFAULT);
-    expect_eq!(
-        region.bitmap_at(Hva((1 << bits) - 3)).set_unguarded(),
-        Ok(())
-    );
+    expect_eq!(set_flag(&larger, (1 << bits) - 3), Ok(()));
 }
 
 /// A bad bitmap is refused for a new slot too, and no slot is left behind.
 fn bad_bitmap_creates_no_slot() {
     let (vm, _vcpus) = Vm::new(PAGES, 1, guest::read_pages);
     let slot = Slot::undeclared(&vm, &Area::new(Backing::Anonymous, PAGES), SLOT, GPA);
-    let region = slot.region().flags(KVM_MEM_USERFAULT);
-    expect_eq!(
-        region.bitmap_at(Hva(u64::MAX)).set_unguarded(),
-        Err(Errno::EINVAL)
-    );
+    expect_eq!(set_flag(&slot, u64::MAX), Err(Errno::EINVAL));
     let deleted = slot.region().delete();
     expect_eq!(deleted, Err(Errno::EINVAL), "deleted what was not there");
 }
@@ -183,20 +171,11 @@ fn moved_slot_may_bring_another_bitmap() {
     expect_eq!(machine.run(), machine.userfault(Page(1)));
 
     // Back, with another bitmap, and to the other place with a third one and what it has mapped.
-    let back = machine
-        .slot
-        .region()
-        .at(GPA)
-        .bitmap(&second)
-        .set_unguarded();
+    let slot = machine.slot.clone();
+    let back = slot.region().at(GPA).bitmap(&second).set_unguarded();
     expect_eq!(back, Ok(()));
     let third = Bitmap::new(PAGES).with(2..3);
-    let there = machine
-        .slot
-        .region()
-        .at(ELSEWHERE)
-        .bitmap(&third)
-        .set_unguarded();
+    let there = slot.region().at(ELSEWHERE).bitmap(&third).set_unguarded();
     expect_eq!(there, Ok(()));
     machine.read(1..2);
     expect_eq!(machine.run(), machine.userfault(Page(2)));

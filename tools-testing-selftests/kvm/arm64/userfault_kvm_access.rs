@@ -212,18 +212,6 @@ fn check_tables(supplied: Supplied, are_found: bool) {
     expect_eq!(signalled, are_found, "there is an interrupt for the event");
 }
 
-fn marked_tables_are_empty() {
-    check_tables(Supplied::Late, false);
-}
-
-fn tables_come_by_userfaultfd() {
-    check_tables(Supplied::ByUserfaultfd, true);
-}
-
-fn tables_are_supplied_first() {
-    check_tables(Supplied::First, true);
-}
-
 /// The same for commands that the ITS is told to execute.
 fn check_commands(supplied: Supplied, are_found: bool) {
     let (_machine, its) = restore(supplied, Part::Commands..Part::Configuration, |its| {
@@ -234,57 +222,25 @@ fn check_commands(supplied: Supplied, are_found: bool) {
     expect_eq!(signalled, are_found, "there is an interrupt for the event");
 }
 
-fn marked_commands_are_lost() {
-    check_commands(Supplied::Late, false);
-}
-
-fn commands_come_by_userfaultfd() {
-    check_commands(Supplied::ByUserfaultfd, true);
-}
-
-fn commands_are_supplied_first() {
-    check_commands(Supplied::First, true);
-}
-
-/// The same for interrupts that are pending, which KVM looks for when the ITS has them again.
-fn check_pending(supplied: Supplied, is_found: bool) {
-    let (machine, its) = restore(supplied, Part::Pending..Part::End, restore_tables);
+/// Checks what KVM saves of interrupts that are pending.
+#[track_caller]
+fn expect_pending((machine, its): (Machine, Its), is_found: bool) {
     expect_eq!(its.save_pending_tables(), Ok(()));
     let word = machine.slot.read(Page(Part::Pending.page()), PENDING_WORD);
     expect_eq!(word, u64::from(is_found), "interrupts that are pending");
 }
 
-fn marked_interrupts_are_not_pending() {
-    check_pending(Supplied::Late, false);
-}
-
-fn pending_interrupts_come_by_userfaultfd() {
-    check_pending(Supplied::ByUserfaultfd, true);
-}
-
-fn pending_interrupts_are_supplied_first() {
-    check_pending(Supplied::First, true);
+/// The same for interrupts that are pending, which KVM looks for when the ITS has them again.
+fn check_pending(supplied: Supplied, is_found: bool) {
+    let restored = restore(supplied, Part::Pending..Part::End, restore_tables);
+    expect_pending(restored, is_found);
 }
 
 /// The same where LPIs begin when the ITS has them already.
 fn check_pending_when_enabled(supplied: Supplied, is_found: bool) {
     let before = |its: &Its| execute(its, MAP);
-    let (machine, its) = restore_after(before, supplied, Part::Pending..Part::End, enable);
-    expect_eq!(its.save_pending_tables(), Ok(()));
-    let word = machine.slot.read(Page(Part::Pending.page()), PENDING_WORD);
-    expect_eq!(word, u64::from(is_found), "interrupts that are pending");
-}
-
-fn enabled_lpis_have_no_marked_interrupt() {
-    check_pending_when_enabled(Supplied::Late, false);
-}
-
-fn enabled_lpis_wait_for_userfaultfd() {
-    check_pending_when_enabled(Supplied::ByUserfaultfd, true);
-}
-
-fn enabled_lpis_have_what_was_supplied() {
-    check_pending_when_enabled(Supplied::First, true);
+    let restored = restore_after(before, supplied, Part::Pending..Part::End, enable);
+    expect_pending(restored, is_found);
 }
 
 /// An interrupt whose configuration is read again, and is marked, becomes disabled.
@@ -298,18 +254,6 @@ fn check_invalidated(supplied: Supplied, is_enabled: bool) {
     const NONE: u64 = 1023;
     let interrupt = if is_enabled { LPI } else { NONE };
     expect_eq!(machine.run(), Exit::Sync(0, interrupt));
-}
-
-fn marked_configuration_disables() {
-    check_invalidated(Supplied::Late, false);
-}
-
-fn configuration_comes_by_userfaultfd() {
-    check_invalidated(Supplied::ByUserfaultfd, true);
-}
-
-fn configuration_is_supplied_first() {
-    check_invalidated(Supplied::First, true);
 }
 
 /// An entry that a command takes out of a table comes back with the page that is supplied later.
@@ -329,18 +273,6 @@ fn check_unmapped(supplied: Supplied, comes_back: bool) {
         let signalled = its.signal(DEVICE, EVENT);
         expect_eq!(signalled, comes_back, "an interrupt after {command:?}");
     }
-}
-
-fn entries_of_marked_tables_come_back() {
-    check_unmapped(Supplied::Late, true);
-}
-
-fn entries_are_taken_out_by_userfaultfd() {
-    check_unmapped(Supplied::ByUserfaultfd, false);
-}
-
-fn entries_are_taken_out_of_what_was_supplied() {
-    check_unmapped(Supplied::First, false);
 }
 
 /// What KVM saves to a page that is marked is lost when the VMM supplies the page afterwards.
@@ -372,24 +304,26 @@ test_main! {
     about: "Accesses of KVM itself to marked pages, where the interrupt controller has its tables.",
     needs: needs_userfault,
     cases: [
-        marked_tables_are_empty,
-        tables_come_by_userfaultfd,
-        tables_are_supplied_first,
-        marked_commands_are_lost,
-        commands_come_by_userfaultfd,
-        commands_are_supplied_first,
-        marked_interrupts_are_not_pending,
-        pending_interrupts_come_by_userfaultfd,
-        pending_interrupts_are_supplied_first,
-        enabled_lpis_have_no_marked_interrupt,
-        enabled_lpis_wait_for_userfaultfd,
-        enabled_lpis_have_what_was_supplied,
-        marked_configuration_disables,
-        configuration_comes_by_userfaultfd,
-        configuration_is_supplied_first,
-        entries_of_marked_tables_come_back,
-        entries_are_taken_out_by_userfaultfd,
-        entries_are_taken_out_of_what_was_supplied,
+        marked_tables_are_empty = || check_tables(Supplied::Late, false),
+        tables_come_by_userfaultfd = || check_tables(Supplied::ByUserfaultfd, true),
+        tables_are_supplied_first = || check_tables(Supplied::First, true),
+        marked_commands_are_lost = || check_commands(Supplied::Late, false),
+        commands_come_by_userfaultfd = || check_commands(Supplied::ByUserfaultfd, true),
+        commands_are_supplied_first = || check_commands(Supplied::First, true),
+        marked_interrupts_are_not_pending = || check_pending(Supplied::Late, false),
+        pending_interrupts_come_by_userfaultfd = || check_pending(Supplied::ByUserfaultfd, true),
+        pending_interrupts_are_supplied_first = || check_pending(Supplied::First, true),
+        enabled_lpis_have_no_marked_interrupt = ||
+            check_pending_when_enabled(Supplied::Late, false),
+        enabled_lpis_wait_for_userfaultfd = ||
+            check_pending_when_enabled(Supplied::ByUserfaultfd, true),
+        enabled_lpis_have_what_was_supplied = || check_pending_when_enabled(Supplied::First, true),
+        marked_configuration_disables = || check_invalidated(Supplied::Late, false),
+        configuration_comes_by_userfaultfd = || check_invalidated(Supplied::ByUserfaultfd, true),
+        configuration_is_supplied_first = || check_invalidated(Supplied::First, true),
+        entries_of_marked_tables_come_back = || check_unmapped(Supplied::Late, true),
+        entries_are_taken_out_by_userfaultfd = || check_unmapped(Supplied::ByUserfaultfd, false),
+        entries_are_taken_out_of_what_was_supplied = || check_unmapped(Supplied::First, false),
         what_is_saved_to_a_marked_page_is_lost,
     ],
 }

@@ -26,22 +26,6 @@ fn check_marks_in_huge_page(backing: Backing) {
     }
 }
 
-fn marks_in_anonymous_thp() {
-    check_marks_in_huge_page(Backing::AnonymousThp);
-}
-
-fn marks_in_shmem_thp() {
-    check_marks_in_huge_page(Backing::ShmemThp);
-}
-
-fn marks_in_anonymous_hugetlb() {
-    check_marks_in_huge_page(Backing::AnonymousHugetlb);
-}
-
-fn marks_in_shared_hugetlb() {
-    check_marks_in_huge_page(Backing::SharedHugetlb);
-}
-
 /// Returns all pages of a machine's slot.
 fn all(machine: &Machine) -> Vec<Page> {
     pages(0..machine.slot.pages()).collect()
@@ -71,22 +55,6 @@ fn check_blocks_of_clear_memory(backing: Backing) {
     let _flag = machine.slot.recreate(&bitmap);
     machine.read_all();
     expect_eq!(machine.slot.in_blocks(), all);
-}
-
-fn blocks_of_anonymous_thp() {
-    check_blocks_of_clear_memory(Backing::AnonymousThp);
-}
-
-fn blocks_of_shmem_thp() {
-    check_blocks_of_clear_memory(Backing::ShmemThp);
-}
-
-fn blocks_of_anonymous_hugetlb() {
-    check_blocks_of_clear_memory(Backing::AnonymousHugetlb);
-}
-
-fn blocks_of_shared_hugetlb() {
-    check_blocks_of_clear_memory(Backing::SharedHugetlb);
 }
 
 /// Without the helper all of it is mapped by pages, marked or not.
@@ -200,15 +168,11 @@ fn permission_faults_split_blocks() {
     let mut machine = Machine::with_huge_pages_and_guest(backing, BLOCKS, 1, guest::write_pages);
     let stride = Bytes::of_pages(size).0;
     machine.vcpus[0].set_args(Gva(GPA.0), BLOCKS as u64, stride);
-    let bitmap = Bitmap::new(size * BLOCKS);
-    let flag = machine.slot.recreate(&bitmap);
     let write_all = |machine: &mut Machine| {
         for block in pages(0..BLOCKS) {
             expect_eq!(machine.run(), Exit::numbered(block), "block {}", block.0);
         }
     };
-    // Blocks come without the flag where the kernel has no helper.
-    flag.disable();
     write_all(&mut machine);
     expect_eq!(machine.slot.in_blocks(), all(&machine));
 
@@ -218,7 +182,8 @@ fn permission_faults_split_blocks() {
     for mapping in machine.slot.mappings() {
         assert!(!mapping.is_writable, "{mapping:x?}");
     }
-    let flag = machine.enable(&bitmap);
+    let bitmap = Bitmap::new(size * BLOCKS);
+    let _flag = machine.enable(&bitmap);
     (0..BLOCKS).for_each(|block| bitmap.mark(Page(block * size + 1)));
     write_all(&mut machine);
     let mapped = machine.slot.mapped();
@@ -230,7 +195,6 @@ fn permission_faults_split_blocks() {
         let covered = mapped.contains(&Page(block * size + 1));
         assert!(!covered, "block {block} has its marked page");
     }
-    flag.disable();
 }
 
 /// Once the flag is clear, faults are sized as in any other slot.
@@ -282,15 +246,18 @@ test_main! {
     about: "What stage 2 maps while the flag of userfault is set.",
     needs: needs_userfault,
     cases: [
-        marks_in_anonymous_thp,
-        marks_in_shmem_thp,
-        marks_in_anonymous_hugetlb,
-        marks_in_shared_hugetlb,
+        marks_in_anonymous_thp = || check_marks_in_huge_page(Backing::AnonymousThp),
+        marks_in_shmem_thp = || check_marks_in_huge_page(Backing::ShmemThp),
+        marks_in_anonymous_hugetlb = || check_marks_in_huge_page(Backing::AnonymousHugetlb),
+        marks_in_shared_hugetlb = || check_marks_in_huge_page(Backing::SharedHugetlb),
         block_never_covers_a_marked_page,
-        blocks_of_anonymous_thp: needs_helper,
-        blocks_of_shmem_thp: needs_helper,
-        blocks_of_anonymous_hugetlb: needs_helper,
-        blocks_of_shared_hugetlb: needs_helper,
+        blocks_of_anonymous_thp: needs_helper = ||
+            check_blocks_of_clear_memory(Backing::AnonymousThp),
+        blocks_of_shmem_thp: needs_helper = || check_blocks_of_clear_memory(Backing::ShmemThp),
+        blocks_of_anonymous_hugetlb: needs_helper = ||
+            check_blocks_of_clear_memory(Backing::AnonymousHugetlb),
+        blocks_of_shared_hugetlb: needs_helper = ||
+            check_blocks_of_clear_memory(Backing::SharedHugetlb),
         clear_memory_has_pages: needs_no_helper,
         mark_keeps_its_own_block_out: needs_helper,
         slot_that_begins_within_a_block: needs_helper,

@@ -9,15 +9,14 @@ use libkvm::*;
 use std::{
     cell::Cell,
     fs,
+    io,
+    path::Path,
     sync::atomic::{
         AtomicUsize,
         Ordering, //
     },
     thread,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::Duration, //
 };
 
 const PAGES: usize = 16;
@@ -97,9 +96,22 @@ fn discarded_page_is_empty_when_it_is_cleared() {
     machine.read(4..PAGES);
 }
 
+/// Skips the case where a cgroup of this process has none of its memory in swap.
+fn need_swap_of_cgroups() {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let path = Path::new("/sys/fs/cgroup").join(path.unwrap_or_default());
+    for limit in path.ancestors().map(|path| path.join("memory.swap.max")) {
+        if fs::read_to_string(&limit).is_ok_and(|text| text.trim() == "0") {
+            ktap::skip(format!("no swap for this process ({})", limit.display()));
+        }
+    }
+}
+
 /// Pages that were supplied go to swap and come back, and so does the bitmap, without an exit;
 /// those that are marked still exit.
 fn pages_come_back_from_swap() {
+    need_swap_of_cgroups();
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
     machine.slot.fill();
     let area = Area::new(Backing::Anonymous, 1);
@@ -116,13 +128,18 @@ fn pages_come_back_from_swap() {
 
 /// Sets a control of the kernel until the case ends, or skips it where this user may not.
 fn set_control(path: &'static str, value: &str) {
-    let before = match fs::read_to_string(path) {
-        Ok(before) => before,
-        Err(error) => ktap::skip(format!("cannot read {path}: {error}")),
+    let cannot = |what, error: io::Error| -> ! {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                ktap::skip(format!("cannot {what} {path}: {error}"))
+            }
+            _ => panic!("cannot {what} {path}: {error}"),
+        }
     };
-    if let Err(error) = fs::write(path, value) {
-        ktap::skip(format!("cannot set {path}: {error}"));
-    }
+    let before = fs::read_to_string(path).unwrap_or_else(|error| cannot("read", error));
+    // This process may be killed before the call returns.
+    ktap::at_end_if_done(path, before.trim());
+    fs::write(path, value).unwrap_or_else(|error| cannot("set", error));
     ktap::at_end(path, Some(&before));
 }
 
@@ -144,15 +161,7 @@ fn pages_are_merged() {
     };
     let area = machine.slot.area();
     expect_eq!(area.advise(0..PAGES, Advice::Mergeable), Ok(()));
-    let start = Instant::now();
-    while merged() < PAGES / 2 {
-        assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "{} pages are merged",
-            merged()
-        );
-        thread::sleep(Duration::from_millis(10));
-    }
+    ktap::wait_for("half of the pages to be merged", || merged() >= PAGES / 2);
     for page in pages(0..PAGES) {
         if bitmap.is_marked(page) {
             expect_eq!(machine.run(), machine.userfault(page));
@@ -189,16 +198,12 @@ fn check_collapse(backing: Backing) {
     }
 }
 
-fn collapse_of_anonymous_pages() {
-    check_collapse(Backing::AnonymousThp);
-}
-
-fn collapse_of_shared_pages() {
-    check_collapse(Backing::ShmemThp);
-}
-
 /// The host moves pages about while vCPUs run over them, some of which are marked.
 fn pages_are_moved_about() {
+    let may_move = fs::read_to_string("/proc/sys/vm/enable_soft_offline").unwrap_or_default();
+    if may_move.trim() == "0" {
+        ktap::skip("pages stay where they are (vm.enable_soft_offline)");
+    }
     let count = 512;
     let mut machine = Machine::with_guest(Backing::Anonymous, count, 2, guest::hunt_zero);
     for page in pages(0..count) {
@@ -207,7 +212,7 @@ fn pages_are_moved_about() {
     let bitmap = Bitmap::new(count);
     let _flag = machine.enable(&bitmap);
     let exits = AtomicUsize::new(0);
-    let on_exit = |exit| match exit {
+    let on_exit = |_, exit| match exit {
         Exit::Userfault { .. } => {
             exits.fetch_add(1, Ordering::Relaxed);
             thread::yield_now();
@@ -464,12 +469,9 @@ fn tags_of_a_block_that_was_a_page() {
     }
 }
 
-/// Cases of what userfault does not need run without it too.
-fn nothing() {}
-
 test_main! {
     about: "Userfault on memory of all kinds, and with what the host does with memory.",
-    needs: nothing,
+    // Cases of what userfault does not need run without it too.
     cases: [
         read_only_slot: needs_userfault,
         stores_to_a_read_only_slot: needs_userfault,
@@ -478,8 +480,8 @@ test_main! {
         discarded_page_is_empty_when_it_is_cleared: needs_userfault,
         pages_come_back_from_swap: needs_userfault,
         pages_are_merged: needs_userfault,
-        collapse_of_anonymous_pages: needs_userfault,
-        collapse_of_shared_pages: needs_userfault,
+        collapse_of_anonymous_pages: needs_userfault = || check_collapse(Backing::AnonymousThp),
+        collapse_of_shared_pages: needs_userfault = || check_collapse(Backing::ShmemThp),
         pages_are_moved_about: needs_userfault,
         accesses_of_kvm_are_for_userfaultfd: needs_userfault,
         what_kvm_writes_to_a_marked_page_is_lost: needs_userfault,

@@ -66,11 +66,15 @@ guest_code! {
         guest.enter_l2(guest_el2::STAGE2, guest::hunt_zero, base, pages, page_size)
     }
 
-    /// An L2 that believes it is a hypervisor: reads TPIDR_EL2 and adds one to it.
-    fn use_register(guest: Guest, _base: Gva, _first: u64, _second: u64) {
+    /// An L2 that believes it is a hypervisor: reads TPIDR_EL2, once and `more` times, and adds one
+    /// to it.
+    fn use_register(guest: Guest, _base: Gva, more: u64, _second: u64) {
         loop {
             let value = guest.read_tpidr_el2();
             guest.sync(READ, value);
+            for _ in 0..more {
+                guest.read_tpidr_el2();
+            }
             let value = value.wrapping_add(1);
             guest.write_tpidr_el2(value);
             guest.sync(WRITTEN, value);
@@ -78,9 +82,9 @@ guest_code! {
     }
 
     /// L1, which runs an L2 whose registers of EL2 are in memory at the given address.
-    fn run_register_user(guest: Guest, vncr: Gva, _first: u64, _second: u64) {
+    fn run_register_user(guest: Guest, vncr: Gva, more: u64, _second: u64) {
         guest.set_vncr(vncr);
-        guest.enter_l2(guest_el2::NV2, use_register, vncr, 0, 0)
+        guest.enter_l2(guest_el2::NV2, use_register, vncr, more, 0)
     }
 
     /// L1, which has the CPU translate an address over and over.
@@ -138,8 +142,9 @@ fn with_huge_page() -> Machine {
     machine
 }
 
-/// A machine whose L2 has its registers in the slot, each vCPU its own.
-fn with_registers(backing: Backing, vcpus: usize) -> Machine {
+/// A machine whose L2 has its registers in the slot, each vCPU its own, and reads one `more` times
+/// before it writes it.
+fn with_registers(backing: Backing, vcpus: usize, more: u64) -> Machine {
     let count = 2 * vcpus + 1;
     let (mut vm, mut vcpus) = Vm::new(2 * count, vcpus, run_register_user);
     let slot = Slot::new(&mut vm, backing, SLOT, L1_GPA, count);
@@ -148,7 +153,7 @@ fn with_registers(backing: Backing, vcpus: usize) -> Machine {
     for (number, vcpu) in vcpus.iter_mut().enumerate() {
         let page = Page(REGISTERS.0 + 2 * number);
         let vncr = Gva(ELSEWHERE) + page.offset() + Bytes(registers_offset() as u64);
-        vcpu.set_args(vncr, 0, 0);
+        vcpu.set_args(vncr, more, 0);
     }
     Machine { vm, vcpus, slot }
 }
@@ -185,21 +190,13 @@ fn check_marked_page_of_l2(backing: Backing) {
     machine.read_all();
 }
 
-fn marked_page_of_l2_exits_with_l1_address() {
-    check_marked_page_of_l2(Backing::Anonymous);
-}
-
-fn marked_page_of_l2_in_guest_memfd_exits() {
-    check_marked_page_of_l2(Backing::GuestMemfd);
-}
-
 /// The same where L2's addresses are addresses of the slot as well, but of other pages of it: here
 /// L2's third gigabyte is L1's fourth, and the slot has both.
 fn l2_addresses_inside_the_slot() {
     let gigabyte = Bytes(1 << 30);
     let half = gigabyte.0 as usize / page_size();
     let (mut vm, mut vcpus) = Vm::new(64, 1, run_reader);
-    let slot = Slot::undeclared(&vm, &Area::reserved(2 * half), SLOT, L1_GPA);
+    let slot = Slot::undeclared(&vm, &Area::new(Backing::Anonymous, 2 * half), SLOT, L1_GPA);
     expect_eq!(slot.region().set(), Ok(()));
     vm.map(Gva(L1_GPA.0), L1_GPA, 8);
     let anonymous = Backing::Anonymous;
@@ -328,14 +325,6 @@ fn check_dropped_page_of_l2(backing: Backing) {
     }
 }
 
-fn dropped_page_of_l2_exits() {
-    check_dropped_page_of_l2(Backing::Anonymous);
-}
-
-fn hole_in_guest_memfd_of_l2_exits() {
-    check_dropped_page_of_l2(Backing::GuestMemfd);
-}
-
 /// A slot whose pages the host has kept aside, and dropped.
 struct Aside {
     slot: Slot,
@@ -392,14 +381,6 @@ fn check_all_of_l1(backing: Backing) {
     }
 }
 
-fn all_of_l1_is_marked() {
-    check_all_of_l1(Backing::Anonymous);
-}
-
-fn all_of_l1_in_guest_memfd_is_marked() {
-    check_all_of_l1(Backing::GuestMemfd);
-}
-
 /// How long a race takes at least. Rounds are few under emulation: KVM drops all that it has for
 /// all L2s when something is dropped in the slot, and takes its time for it.
 const RACE: Duration = Duration::from_secs(5);
@@ -413,7 +394,7 @@ fn race_for_a_page_of_l2() {
     let _flag = machine.enable(&bitmap);
     let userfault = machine.userfault(Page(1));
     let exits = AtomicUsize::new(0);
-    let on_exit = |exit| {
+    let on_exit = |_, exit| {
         expect_eq!(exit, userfault);
         exits.fetch_add(1, Ordering::Relaxed);
         thread::yield_now();
@@ -438,9 +419,10 @@ fn race_for_a_page_of_l2() {
     });
 }
 
-/// Checks all that is promised about a page in which the CPU has registers of L2.
+/// An access of L2 to a register that is in a marked page exits with L1's physical address, before
+/// and after the page was mapped for that, and never hands L1 a fault.
 fn check_vncr_page(backing: Backing) {
-    let mut machine = with_registers(backing, 1);
+    let mut machine = with_registers(backing, 1, 0);
     let (userfault, word) = (machine.userfault(REGISTERS), register_word());
     let bitmap = Bitmap::new(machine.slot.pages());
     bitmap.mark(REGISTERS);
@@ -473,21 +455,10 @@ fn check_vncr_page(backing: Backing) {
     expect_eq!(machine.slot.read(REGISTERS, word), 201);
 }
 
-/// An access of L2 to a register that is in a marked page exits with L1's physical address, before
-/// and after the page was mapped for that, and never hands L1 a fault.
-fn marked_vncr_page_exits() {
-    check_vncr_page(Backing::Anonymous);
-}
-
-/// The same holds where the page is one of a guest_memfd.
-fn marked_vncr_page_of_guest_memfd_exits() {
-    check_vncr_page(Backing::GuestMemfd);
-}
-
 /// Where the bitmap cannot be read, an access to such a register is an error of KVM_RUN, not a
 /// fault for L1, and L2 goes on as soon as it can be read.
 fn vncr_page_with_an_unreadable_bitmap() {
-    let mut machine = with_registers(Backing::Anonymous, 1);
+    let mut machine = with_registers(Backing::Anonymous, 1, 0);
     let area = Area::new(Backing::Anonymous, 1);
     let bitmap = Bitmap::within(&area, 0, machine.slot.pages());
     machine.slot.write(REGISTERS, register_word(), 100);
@@ -514,7 +485,8 @@ struct Register {
 /// dropping them: each register always has what was written to it last, by the vCPU or by the VMM
 /// when the page was supplied.
 fn race_for_vncr_pages() {
-    let mut machine = with_registers(Backing::Anonymous, 2);
+    // A page is taken from a vCPU that is in the guest then, nearly always.
+    let mut machine = with_registers(Backing::Anonymous, 2, 1000);
     let bitmap = Bitmap::new(machine.slot.pages());
     let registers = [Register::default(), Register::default()];
     let places = [REGISTERS, Page(REGISTERS.0 + 2)];
@@ -548,7 +520,7 @@ fn race_for_vncr_pages() {
             }
         }
     };
-    machine.run_each_while(on_exit, |slot| {
+    machine.run_while(on_exit, |slot| {
         let one_more = |counter: &AtomicUsize, what| {
             let before = counter.load(Ordering::Relaxed);
             ktap::wait_for(what, || counter.load(Ordering::Relaxed) > before);
@@ -650,7 +622,7 @@ fn last_table(machine: &mut Machine, address: Gva) -> (Slot, Page) {
 /// KVM reads L1's stage 1 tables to find the page that VNCR_EL2 points to. A marked page of them
 /// exits with its address, and injects nothing into L1.
 fn marked_stage1_table_of_a_vncr_page_exits() {
-    let mut machine = with_registers(Backing::Anonymous, 1);
+    let mut machine = with_registers(Backing::Anonymous, 1, 0);
     let (tables, page) = last_table(&mut machine, Gva(ELSEWHERE));
     machine.slot.write(REGISTERS, register_word(), 100);
     let bitmap = Bitmap::new(tables.pages());
@@ -703,19 +675,19 @@ test_main! {
     about: "What userfault promises when the guest is a hypervisor.",
     needs: needs_userfault_and_el2,
     cases: [
-        marked_page_of_l2_exits_with_l1_address,
-        marked_page_of_l2_in_guest_memfd_exits,
+        marked_page_of_l2_exits_with_l1_address = || check_marked_page_of_l2(Backing::Anonymous),
+        marked_page_of_l2_in_guest_memfd_exits = || check_marked_page_of_l2(Backing::GuestMemfd),
         l2_addresses_inside_the_slot,
         marks_inside_a_page_of_l1,
         block_of_l2_never_covers_a_marked_page,
         enable_leaves_no_marked_page_in_shadow_stage2,
-        dropped_page_of_l2_exits,
-        hole_in_guest_memfd_of_l2_exits,
-        all_of_l1_is_marked,
-        all_of_l1_in_guest_memfd_is_marked,
+        dropped_page_of_l2_exits = || check_dropped_page_of_l2(Backing::Anonymous),
+        hole_in_guest_memfd_of_l2_exits = || check_dropped_page_of_l2(Backing::GuestMemfd),
+        all_of_l1_is_marked = || check_all_of_l1(Backing::Anonymous),
+        all_of_l1_in_guest_memfd_is_marked = || check_all_of_l1(Backing::GuestMemfd),
         race_for_a_page_of_l2,
-        marked_vncr_page_exits,
-        marked_vncr_page_of_guest_memfd_exits,
+        marked_vncr_page_exits = || check_vncr_page(Backing::Anonymous),
+        marked_vncr_page_of_guest_memfd_exits = || check_vncr_page(Backing::GuestMemfd),
         vncr_page_with_an_unreadable_bitmap,
         race_for_vncr_pages,
         marked_stage2_table_of_l1_exits,

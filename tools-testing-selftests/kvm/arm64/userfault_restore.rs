@@ -18,7 +18,6 @@ use std::{
     process,
     sync::{
         atomic::{
-            AtomicBool,
             AtomicUsize,
             Ordering, //
         },
@@ -88,34 +87,23 @@ impl Snapshot {
         Self(file)
     }
 
-    fn read(&self, page: Page, content: &mut [u8]) {
+    fn read(&self, page: Page) -> Vec<u8> {
+        let mut content = vec![0; page_size()];
         self.0
-            .read_exact_at(content, page.offset().0)
+            .read_exact_at(&mut content, page.offset().0)
             .expect("cannot read the snapshot file");
+        content
     }
 }
 
-/// What a restore took.
-struct Figures {
-    name: &'static str,
-    pages: usize,
-    faults: usize,
-    time: Duration,
-}
-
-impl Figures {
-    fn report(&self) {
-        let micros = self.time.as_secs_f64() * 1e6 / self.pages as f64;
-        ktap::diagnostic(&format!(
-            "{:<27} {:>2} vCPUs {:>6} pages {:>6} faults {:>8.1} ms {:>7.1} us/page",
-            self.name,
-            VCPUS,
-            self.pages,
-            self.faults,
-            self.time.as_secs_f64() * 1e3,
-            micros,
-        ));
-    }
+/// Reports what a restore took that began at `start`.
+fn report(name: &str, pages: usize, faults: usize, start: Instant) {
+    let millis = start.elapsed().as_secs_f64() * 1e3;
+    let micros = millis * 1e3 / pages as f64;
+    ktap::diagnostic(&format!(
+        "{name:<27} {VCPUS:>2} vCPUs {pages:>6} pages {faults:>6} faults {millis:>8.1} ms \
+         {micros:>7.1} us/page"
+    ));
 }
 
 /// Returns a VM whose vCPUs are ready to verify a slot that is still empty.
@@ -176,13 +164,11 @@ fn restore_by_handler() {
         drop(ask);
 
         let (mut faults, mut restored) = (0, 0);
-        let mut content = vec![0; page_size()];
         for (page, answer) in asked {
             faults += 1;
             // Another vCPU may have asked for the same page before.
             if bitmap.is_marked(page) {
-                snapshot.read(page, &mut content);
-                slot.fill_page(page, &content);
+                slot.fill_page(page, &snapshot.read(page));
                 bitmap.clear(page);
                 restored += 1;
             }
@@ -192,13 +178,7 @@ fn restore_by_handler() {
     });
 
     expect_eq!(restored, slot.pages(), "pages restored");
-    let figures = Figures {
-        name: "userfault, handler thread",
-        pages: slot.pages(),
-        faults,
-        time: start.elapsed(),
-    };
-    figures.report();
+    report("userfault, handler thread", restored, faults, start);
 }
 
 /// Each vCPU that exits reads the page itself.
@@ -214,14 +194,12 @@ fn restore_by_vcpu() {
     thread::scope(|scope| {
         for vcpu in &mut vcpus {
             scope.spawn(|| {
-                let mut content = vec![0; page_size()];
                 run(vcpu, |gpa| {
                     let page = slot.page_of(gpa);
                     faults.fetch_add(1, Ordering::Relaxed);
                     // The first to ask fills the page; the others run into it again.
                     if unclaimed.clear(page) {
-                        snapshot.read(page, &mut content);
-                        slot.fill_page(page, &content);
+                        slot.fill_page(page, &snapshot.read(page));
                         bitmap.clear(page);
                     } else {
                         thread::yield_now();
@@ -230,13 +208,8 @@ fn restore_by_vcpu() {
             });
         }
     });
-    let figures = Figures {
-        name: "userfault, vCPU's thread",
-        pages: slot.pages(),
-        faults: faults.into_inner(),
-        time: start.elapsed(),
-    };
-    figures.report();
+    let faults = faults.into_inner();
+    report("userfault, vCPU's thread", slot.pages(), faults, start);
 }
 
 /// The guest gives pages back while a handler thread reads the snapshot from its end: whoever is
@@ -251,9 +224,7 @@ fn restore_with_a_balloon() {
 
     let fetch = |page| {
         if unclaimed.clear(page) {
-            let mut content = vec![0; page_size()];
-            snapshot.read(page, &mut content);
-            slot.fill_page(page, &content);
+            slot.fill_page(page, &snapshot.read(page));
             bitmap.clear(page);
         }
     };
@@ -299,34 +270,17 @@ fn restore_by_userfaultfd() {
     let (slot, mut vcpus) = machine();
     let uffd = Uffd::new(slot.area());
 
-    let finished = AtomicBool::new(false);
-    let faults = AtomicUsize::new(0);
     let start = Instant::now();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut content = vec![0; page_size()];
-            while !finished.load(Ordering::Relaxed) {
-                if let Some(page) = uffd.wait(Duration::from_millis(20)) {
-                    faults.fetch_add(1, Ordering::Relaxed);
-                    snapshot.read(page, &mut content);
-                    uffd.copy(page, &content);
-                }
-            }
-        });
+    let run_all = || {
         thread::scope(|scope| {
             for vcpu in &mut vcpus {
                 scope.spawn(|| run(vcpu, |gpa| panic!("userfault at {gpa:?} without the flag")));
             }
         });
-        finished.store(true, Ordering::Relaxed);
-    });
-    let figures = Figures {
-        name: "userfaultfd, handler thread",
-        pages: slot.pages(),
-        faults: faults.into_inner(),
-        time: start.elapsed(),
     };
-    figures.report();
+    let ((), asked) = uffd.serve(|page| snapshot.read(page), run_all);
+    let faults = asked.len();
+    report("userfaultfd, handler thread", slot.pages(), faults, start);
 }
 
 test_main! {

@@ -164,11 +164,8 @@ fn pages_go_whose_bit_is_unreadable() {
         area.protect_pages(1..2, Access::None);
         let flag = machine.enable(&bitmap);
         let expected = |page: &Page| page.0 < readable * 8 && !marked.contains(page);
-        let wrong = machine
-            .slot
-            .mapped()
-            .into_iter()
-            .find(|page| !expected(page));
+        let mapped = machine.slot.mapped();
+        let wrong = mapped.iter().find(|page| !expected(page));
         expect_eq!(wrong, None, "{readable} bytes can be read");
         if readable != 0 {
             expect_eq!(machine.run(), machine.userfault(Page(0)));
@@ -234,11 +231,8 @@ fn marks_count_that_last_through_the_call() {
             finished.store(true, Ordering::Relaxed);
             flag
         });
-        let wrong = machine
-            .slot
-            .mapped()
-            .into_iter()
-            .find(|page| page.0 % 8 == 0);
+        let mapped = machine.slot.mapped();
+        let wrong = mapped.iter().find(|page| page.0 % 8 == 0);
         expect_eq!(wrong, None);
         flag.disable();
         machine.read_all();
@@ -365,7 +359,7 @@ fn nothing_marked_is_left_in_a_tlb() {
     let mut machine = Machine::with_guest(Backing::Anonymous, 2, 1, count_reads);
     let userfault = machine.userfault(page);
     let exits = AtomicUsize::new(0);
-    let on_exit = |exit| {
+    let on_exit = |_, exit| {
         expect_eq!(exit, userfault);
         exits.fetch_add(1, Ordering::Relaxed);
         thread::yield_now();
@@ -398,7 +392,7 @@ fn toggle_under_vcpus() {
     }
     let userfault = machine.userfault(Page(2));
     let exits = AtomicUsize::new(0);
-    let on_exit = |exit| {
+    let on_exit = |_, exit| {
         expect_eq!(exit, userfault);
         exits.fetch_add(1, Ordering::Relaxed);
         thread::yield_now();

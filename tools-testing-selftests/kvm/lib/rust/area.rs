@@ -2,22 +2,13 @@
 
 //! Memory of this process that guests are given, or that KVM reads bitmaps from.
 
-use crate::{
-    bindings, ktap,
-    sys::{
-        self,
-        page_size,
-        Errno, //
-    },
-    units::{
-        Bytes,
-        Hva,
-        Page, //
-    },
-};
+use crate::*;
 use std::{
     any::Any,
-    ffi::c_int,
+    ffi::{
+        c_int,
+        c_void, //
+    },
     fs::{
         self,
         File, //
@@ -68,10 +59,6 @@ pub enum Backing {
 }
 
 impl Backing {
-    fn is_thp(self) -> bool {
-        matches!(self, Self::AnonymousThp | Self::ShmemThp)
-    }
-
     fn is_hugetlb(self) -> bool {
         matches!(self, Self::AnonymousHugetlb | Self::SharedHugetlb)
     }
@@ -79,13 +66,13 @@ impl Backing {
     /// Returns how many pages of the host one of its pages is, or [`None`] where the kernel has no
     /// such memory.
     pub fn huge_pages(self) -> Option<usize> {
-        let size = if self.is_thp() {
-            let text = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size";
-            fs::read_to_string(text).ok()?.trim().parse().ok()?
-        } else if self.is_hugetlb() {
-            meminfo("Hugepagesize:")? << 10
-        } else {
-            page_size()
+        let size = match self {
+            Self::AnonymousThp | Self::ShmemThp => {
+                let text = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size";
+                fs::read_to_string(text).ok()?.trim().parse().ok()?
+            }
+            Self::AnonymousHugetlb | Self::SharedHugetlb => meminfo("Hugepagesize:")? << 10,
+            Self::Anonymous | Self::Shmem | Self::GuestMemfd => page_size(),
         };
         Some(size / page_size())
     }
@@ -106,7 +93,7 @@ impl Backing {
 
 /// Returns a number of /proc/meminfo.
 fn meminfo(name: &str) -> Option<usize> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let text = fs::read_to_string("/proc/meminfo").expect("cannot read /proc/meminfo");
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
 }
@@ -143,9 +130,6 @@ pub enum Advice {
     /// Share them with other pages of the same content.
     Mergeable = bindings::MADV_MERGEABLE,
 }
-
-/// A signal handler.
-extern "C" fn ignore(_signal: c_int) {}
 
 /// Pages of memory, with a page behind them that can never be accessed.
 ///
@@ -197,7 +181,23 @@ unsafe fn mmap(
     let (access, flags) = (access.protection(), flags as c_int);
     // SAFETY: By this function's own requirement.
     let ret = unsafe { bindings::mmap(address.cast(), len, access, flags, fd, offset) };
-    Errno::check_address(ret).map(|start| NonNull::new(start).expect("mmap returned NULL"))
+    if ret as isize == -1 {
+        return Err(Errno::last());
+    }
+    Ok(NonNull::new(ret.cast()).expect("mmap returned NULL"))
+}
+
+/// Returns the address where user space ends.
+#[track_caller]
+pub fn end_of_user_space() -> Hva {
+    let flags = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_FIXED_NOREPLACE;
+    let ends_at = |bits: &u32| {
+        let last = ((1_usize << bits) - page_size()) as *mut u8;
+        // SAFETY: This replaces nothing.
+        let page = unsafe { mmap(last, page_size(), Access::None, flags, None) };
+        matches!(page, Ok(_) | Err(Errno::EEXIST))
+    };
+    Hva(1 << (36..56).rev().find(ends_at).expect("there is no end"))
 }
 
 impl Area {
@@ -207,7 +207,8 @@ impl Area {
         let anonymous = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS;
         match backing {
             Backing::Anonymous | Backing::AnonymousThp => {
-                Self::map(backing, pages, anonymous, None)
+                // There may be more of it than there is memory.
+                Self::map(backing, pages, anonymous | bindings::MAP_NORESERVE, None)
             }
             Backing::AnonymousHugetlb => {
                 Self::map(backing, pages, anonymous | bindings::MAP_HUGETLB, None)
@@ -216,13 +217,6 @@ impl Area {
             Backing::SharedHugetlb => Self::of_memfd(backing, pages, bindings::MFD_HUGETLB),
             Backing::GuestMemfd => panic!("a guest_memfd belongs to a VM: see Vm::guest_memfd()"),
         }
-    }
-
-    /// Maps private memory of `pages` pages, more than there may be of it.
-    #[track_caller]
-    pub fn reserved(pages: usize) -> Self {
-        let flags = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_NORESERVE;
-        Self::map(Backing::Anonymous, pages, flags, None)
     }
 
     #[track_caller]
@@ -245,14 +239,18 @@ impl Area {
 
     #[track_caller]
     fn map(backing: Backing, pages: usize, flags: u32, file: Option<(File, u64)>) -> Self {
-        let align = backing.huge_pages().unwrap_or(1);
+        let huge = backing.huge_pages();
+        // Of hugetlb the kernel maps whole huge pages, whatever it is asked for.
+        let is_whole = !backing.is_hugetlb() || huge.is_some_and(|huge| pages % huge == 0);
+        assert!(is_whole, "{pages} pages are not whole huge pages");
+        let align = huge.unwrap_or(1);
         let total = pages.saturating_add(align + 1);
         let bytes = |pages| Bytes::of_pages(pages).0 as usize;
         let (len, align, total) = (bytes(pages), bytes(align), bytes(total));
         let nothing = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_NORESERVE;
         let mapped = file.as_ref().map(|(file, start)| (file, *start));
-        // SAFETY: The first is new memory, at an address that the kernel chooses, and the second is
-        // inside of it.
+        // SAFETY: The first is new memory, at an address that the kernel chooses. The second is
+        // inside of it: it is `pages` pages, as was checked, and begins within the first `align`.
         let (reserved, start) = unsafe {
             let reserved = mmap(ptr::null_mut(), total, Access::None, nothing, None)
                 .expect("cannot reserve addresses");
@@ -286,36 +284,6 @@ impl Area {
             _ => {}
         }
         area
-    }
-
-    /// Maps a page as far up as a process can have one.
-    #[track_caller]
-    pub fn at_the_end() -> Self {
-        let flags = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS | bindings::MAP_FIXED_NOREPLACE;
-        let map = |bits: u32| {
-            let address = (1_usize << bits) - page_size();
-            // SAFETY: This replaces nothing.
-            unsafe {
-                mmap(
-                    address as *mut u8,
-                    page_size(),
-                    Access::ReadWrite,
-                    flags,
-                    None,
-                )
-            }
-            .ok()
-        };
-        let start = (36..56).rev().find_map(map).expect("there is no end");
-        Self(Arc::new(Mapping {
-            backing: Backing::Anonymous,
-            start,
-            len: page_size(),
-            reserved: Some((start, page_size())),
-            owner: None,
-            file: Mutex::new(None),
-            file_start: 0,
-        }))
     }
 
     /// Wraps memory that is unmapped by somebody else.
@@ -432,7 +400,7 @@ impl Area {
 
     /// Writes each page's number to its first word, so that there is memory for it.
     pub fn fill(&self) {
-        for page in crate::pages(0..self.pages()) {
+        for page in pages(0..self.pages()) {
             self.word(page, 0).store(page.into(), Ordering::Relaxed);
         }
     }
@@ -453,7 +421,7 @@ impl Area {
 
     /// Returns where pages begin, and their size in bytes, to have the kernel change them.
     #[track_caller]
-    fn range(&self, pages: Range<usize>) -> (*mut std::ffi::c_void, usize) {
+    fn range(&self, pages: Range<usize>) -> (*mut c_void, usize) {
         let is_kernels = self.0.reserved.is_none() && self.0.owner.is_none();
         assert!(!is_kernels, "the kernel's own memory");
         let len = Bytes::of_pages(pages.len()).0 as usize;
@@ -587,9 +555,8 @@ impl Area {
     #[track_caller]
     fn take_out(&self, page: Page, how: u32) -> Result<(), Errno> {
         const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
-        if let Err(error) = fs::metadata(UNPOISON) {
-            ktap::skip(format!("cannot unpoison a page: {UNPOISON}: {error}"));
-        }
+        let what = format!("cannot unpoison a page: {UNPOISON}");
+        ktap::need(fs::metadata(UNPOISON), what);
         let frame = format!("{:#x}", self.frame(page).expect("there is no page"));
         // This process may be killed before the call returns.
         ktap::at_end_if_done(UNPOISON, &frame);

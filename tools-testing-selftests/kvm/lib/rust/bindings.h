@@ -11,9 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <linux/filter.h>
 #include <linux/mempolicy.h>
-#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 
 #include "kvm_util.h"
@@ -35,8 +33,6 @@ enum {
 	LIBKVM_CREATE_GUEST_MEMFD = KVM_CREATE_GUEST_MEMFD,
 	LIBKVM_CREATE_VM = KVM_CREATE_VM,
 	LIBKVM_DIRTY_GFN_F_DIRTY = KVM_DIRTY_GFN_F_DIRTY,
-	LIBKVM_DIRTY_LOG_INITIALLY_SET = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE |
-					 KVM_DIRTY_LOG_INITIALLY_SET,
 	LIBKVM_DIRTY_GFN_F_RESET = KVM_DIRTY_GFN_F_RESET,
 	LIBKVM_ENABLE_CAP = KVM_ENABLE_CAP,
 	LIBKVM_GET_DIRTY_LOG = KVM_GET_DIRTY_LOG,

@@ -2,18 +2,7 @@
 
 //! The bitmap by which a VMM marks pages of a userfault slot.
 
-use crate::{
-    area::{
-        Area,
-        Backing, //
-    },
-    pages,
-    sys::page_size,
-    units::{
-        Hva,
-        Page, //
-    },
-};
+use crate::*;
 use std::{
     ops::Range,
     sync::atomic::{

@@ -2,18 +2,7 @@
 
 //! Dirty logging, by bitmap and by ring.
 
-use crate::{
-    bindings,
-    slot::Slot,
-    sys::{
-        Errno,
-        Ioctl,
-        Number, //
-    },
-    units::Page,
-    vcpu::Vcpu,
-    vm::Vm, //
-};
+use crate::*;
 use std::sync::atomic::{
     AtomicU32,
     Ordering, //
@@ -43,7 +32,7 @@ impl Slot {
             .call(self.vm().fd(), &mut log)
             .expect("KVM_GET_DIRTY_LOG failed");
         let is_dirty = |page: &Page| bitmap[page.0 / 64] & (1 << (page.0 % 64)) != 0;
-        crate::pages(0..count).filter(is_dirty).collect()
+        pages(0..count).filter(is_dirty).collect()
     }
 
     /// Has KVM watch all pages for writes anew, where it leaves that to the VMM.
@@ -64,46 +53,18 @@ impl Slot {
     }
 }
 
-impl Vm {
-    /// Leaves it to the VMM to have pages watched for writes: they are all dirty at first.
-    pub fn set_initially_dirty(&self) -> Result<(), Errno> {
-        let how = bindings::LIBKVM_DIRTY_LOG_INITIALLY_SET.into();
-        self.enable_capability(bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, how)
-    }
-}
-
 impl Vcpu {
-    /// Returns the pages, by the number of their slot and their own, that the dirty ring holds.
-    #[track_caller]
-    pub fn dirty_ring(&mut self) -> Vec<(u32, Page)> {
-        self.walk_dirty_ring(|_| {})
-    }
-
-    /// As [`Vcpu::dirty_ring`], and takes them out of there.
+    /// Takes pages out of the dirty ring and returns them, by the number of their slot and their
+    /// own.
     #[track_caller]
     pub fn harvest_dirty_ring(&mut self) -> Vec<(u32, Page)> {
-        let harvested = self.walk_dirty_ring(|flags| {
-            // KVM reads the flag before it uses the entry again.
-            flags.store(bindings::LIBKVM_DIRTY_GFN_F_RESET, Ordering::Release);
-        });
-        // SAFETY: The vCPU is exclusively ours.
-        unsafe { (*self.raw).fetch_index += harvested.len() as u32 };
-        let vm = self.vm().fd();
-        RESET_DIRTY_RINGS
-            .call(vm, 0)
-            .expect("KVM_RESET_DIRTY_RINGS failed");
-        harvested
-    }
-
-    #[track_caller]
-    fn walk_dirty_ring(&mut self, visit: impl Fn(&AtomicU32)) -> Vec<(u32, Page)> {
         let vcpu = self.raw;
         // SAFETY: The vCPU is valid, and libkvm ends the program if it has no ring.
         let ring = unsafe { bindings::vcpu_map_dirty_ring(vcpu) };
         let ring: *mut bindings::kvm_dirty_gfn = ring.cast();
         // SAFETY: libkvm has set the number of entries when it mapped the ring.
         let (entries, first) = unsafe { ((*vcpu).dirty_gfns_count, (*vcpu).fetch_index) };
-        let mut found = Vec::new();
+        let mut harvested = Vec::new();
         for index in first..first + entries {
             // SAFETY: There are so many entries, and the vCPU, which KVM writes them for, is not
             // running as it is borrowed here.
@@ -113,10 +74,16 @@ impl Vcpu {
                 if flags.load(Ordering::Acquire) & bindings::LIBKVM_DIRTY_GFN_F_DIRTY == 0 {
                     break;
                 }
-                found.push(((*entry).slot, Page((*entry).offset as usize)));
-                visit(flags);
+                harvested.push(((*entry).slot, Page((*entry).offset as usize)));
+                // KVM reads the flag before it uses the entry again.
+                flags.store(bindings::LIBKVM_DIRTY_GFN_F_RESET, Ordering::Release);
             }
         }
-        found
+        // SAFETY: The vCPU is exclusively ours.
+        unsafe { (*vcpu).fetch_index += harvested.len() as u32 };
+        RESET_DIRTY_RINGS
+            .call(self.vm().fd(), 0)
+            .expect("KVM_RESET_DIRTY_RINGS failed");
+        harvested
     }
 }

@@ -2,37 +2,10 @@
 
 //! What most userfault tests start from.
 
-use crate::{
-    area::Backing,
-    bindings,
-    bitmap::Bitmap,
-    guest::{
-        self,
-        Entry, //
-    },
-    ktap,
-    slot::{
-        Slot,
-        Userfault, //
-    },
-    sys::{
-        page_size,
-        system_capability,
-        Errno, //
-    },
-    units::{
-        Gpa,
-        Gva,
-        Page, //
-    },
-    vcpu::{
-        Exit,
-        Vcpu, //
-    },
-    vm::Vm, //
-};
+use crate::*;
 use std::{
     fs,
+    ops::Range,
     thread, //
 };
 
@@ -114,8 +87,8 @@ impl Machine {
 
     /// Lets the vCPU read pages, of which none may be marked and each must hold its number.
     #[track_caller]
-    pub fn read(&mut self, numbers: std::ops::Range<usize>) {
-        for page in crate::pages(numbers) {
+    pub fn read(&mut self, numbers: Range<usize>) {
+        for page in pages(numbers) {
             expect_eq!(self.run(), Exit::numbered(page), "{page:?}");
         }
     }
@@ -138,19 +111,9 @@ impl Machine {
     }
 
     /// Runs all vCPUs, each in a thread of its own, while another thread does something, and stops
-    /// them when that is done. `on_exit` gets all of their exits.
+    /// them when that is done. `on_exit` gets all of their exits, with the number of the vCPU.
     #[track_caller]
     pub fn run_while<T>(
-        &mut self,
-        on_exit: impl Fn(Exit) + Sync,
-        something: impl FnOnce(&Slot) -> T,
-    ) -> T {
-        self.run_each_while(|_, exit| on_exit(exit), something)
-    }
-
-    /// As [`Machine::run_while`]; `on_exit` gets the number of the vCPU as well.
-    #[track_caller]
-    pub fn run_each_while<T>(
         &mut self,
         on_exit: impl Fn(usize, Exit) + Sync,
         something: impl FnOnce(&Slot) -> T,

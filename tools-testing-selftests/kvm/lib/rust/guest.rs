@@ -7,8 +7,8 @@
 //! constants of the program, but none of its state is there: statics have the values of the file,
 //! and nothing that needs the operating system works.
 //!
-//! [`guest_code!`](crate::guest_code) puts such functions together in a section, and the build
-//! fails if one of them calls what is not there and not libkvm's for guests: a panic, an
+//! [`guest_code!`](crate::guest_code) puts such functions together in a section, and the program is
+//! not built if one of them calls what is not there and not libkvm's for guests: a panic, an
 //! allocation, the C library. So index nothing, and calculate by `wrapping_` or `checked_`
 //! functions.
 //!
@@ -16,13 +16,7 @@
 //! the guest's own: an access goes nowhere but into the guest's memory, and an address without
 //! memory is the guest's own problem. That is why accesses are safe.
 
-use crate::{
-    bindings,
-    units::{
-        Bytes,
-        Gva, //
-    },
-};
+use crate::*;
 use core::{
     arch::asm,
     ptr, //
@@ -190,6 +184,19 @@ guest_code! {
         guest.for_each_page(base, pages, stride, |page, address| {
             if guest.read(address) == 0 {
                 guest.sync(page, 0);
+            }
+        })
+    }
+
+    /// As [`hunt_zero`], and copies the third word of each page to the second where they differ.
+    pub fn hunt_zero_and_copy(guest: Guest, base: Gva, pages: u64, stride: u64) {
+        guest.for_each_page(base, pages, stride, |page, address| {
+            if guest.read(address) == 0 {
+                guest.sync(page, 0);
+            }
+            let (copy, word) = (address + Bytes(8), guest.read(address + Bytes(16)));
+            if guest.read(copy) != word {
+                guest.write(copy, word);
             }
         })
     }

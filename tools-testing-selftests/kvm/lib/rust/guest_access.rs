@@ -2,10 +2,7 @@
 
 //! Guest code that accesses memory in each way that the architecture has.
 
-use crate::units::{
-    Bytes,
-    Gva, //
-};
+use crate::*;
 use core::arch::asm;
 
 /// A way to access the first word of a page, which holds [`BEFORE`], as the last word of the page

@@ -10,16 +10,7 @@
 //! What is said in [`guest`](crate::guest) about accesses holds for registers as well: to change
 //! them is the guest's own problem.
 
-use crate::{
-    guest::{
-        Entry,
-        Guest, //
-    },
-    units::{
-        Gpa,
-        Gva, //
-    },
-};
+use crate::*;
 use core::arch::asm;
 
 /// What L2 has, as bits of HCR_EL2: a stage 2, the one of [`Guest::set_stage2`].

@@ -2,7 +2,7 @@
 
 //! Guest code that uses the tags of FEAT_MTE.
 
-use crate::units::Gva;
+use crate::*;
 use core::arch::asm;
 
 /// The tag that [`write_tags`] writes.

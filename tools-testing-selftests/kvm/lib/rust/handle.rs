@@ -2,14 +2,7 @@
 
 //! What vCPUs, slots and the VM that they belong to have in common.
 
-use crate::{
-    area::Area,
-    bindings,
-    sys::{
-        Errno,
-        Number, //
-    },
-};
+use crate::*;
 use std::{
     fs::File,
     os::fd::{
@@ -38,8 +31,9 @@ pub(crate) struct VmInner {
 
 // SAFETY: What `raw` points to is not bound to a thread, nor is what libkvm has besides.
 unsafe impl Send for VmInner {}
-// SAFETY: What is shared calls ioctls of the file descriptor. `raw` is used by `Vm` alone, which
-// does so in methods that take it mutably, and by whoever drops the last reference.
+// SAFETY: What is shared calls ioctls of the file descriptor. `raw` is used by `Vm`, in methods
+// that take it mutably, and by whoever drops the last reference. A `Vcpu`, which has the pointer
+// from libkvm, reads fields that never change.
 unsafe impl Sync for VmInner {}
 
 impl Drop for VmInner {

@@ -3,16 +3,7 @@
 //! The interrupt controller whose tables are in the guest's memory, where KVM reads and writes
 //! them.
 
-use crate::{
-    bindings,
-    handle::VmInner,
-    ktap,
-    sys::{
-        Errno,
-        Ioctl, //
-    },
-    vm::Vm, //
-};
+use crate::*;
 use std::{
     fs::File,
     os::fd::{
@@ -20,13 +11,10 @@ use std::{
         FromRawFd,
         RawFd, //
     },
-    ptr,
     sync::Arc, //
 };
 
-// SAFETY: Both take what api.rst has for them. KVM reads a value at the address, which is valid.
-const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
-    unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
+// SAFETY: It takes what api.rst has for it, in which there is no address of this process.
 const SIGNAL_MSI: Ioctl<bindings::kvm_msi> = unsafe { Ioctl::new(bindings::LIBKVM_SIGNAL_MSI) };
 
 /// An ITS, and the GICv3 with one redistributor that it goes with.
@@ -40,11 +28,11 @@ impl Vm {
     /// Adds an ITS, or skips the case where the VM has no GICv3.
     #[track_caller]
     pub fn add_its(&mut self) -> Its {
+        let raw = self.raw_for_tables();
         let vm = Arc::clone(self.inner());
         // SAFETY: The pointer is valid and used by nobody else, and the file descriptor of the ITS
         // is new and has no other owner. That of the GIC is the VM's.
         unsafe {
-            let raw = vm.raw();
             if !(*raw).arch.has_gic {
                 ktap::skip("guests have no GICv3 here");
             }
@@ -56,23 +44,13 @@ impl Vm {
 }
 
 impl Its {
-    fn set_attribute<T>(fd: RawFd, group: u32, attr: u32, value: &T) -> Result<(), Errno> {
-        let mut attribute = bindings::kvm_device_attr {
-            group,
-            attr: attr.into(),
-            addr: ptr::from_ref(value) as u64,
-            ..Default::default()
-        };
-        SET_DEVICE_ATTR.call(fd, &mut attribute).map(|_| ())
-    }
-
     /// Writes a register of the ITS.
     #[track_caller]
     pub fn set(&self, register: u32, value: u64) {
         let group = bindings::KVM_DEV_ARM_VGIC_GRP_ITS_REGS;
-        Self::set_attribute(self.its.as_raw_fd(), group, register, &value).unwrap_or_else(
-            |error| panic!("cannot set the ITS's register {register:#x}: {error:?}"),
-        );
+        set_attribute(self.its.as_raw_fd(), group, register, &value).unwrap_or_else(|error| {
+            panic!("cannot set the ITS's register {register:#x}: {error:?}")
+        });
     }
 
     /// Lets the GIC have interrupts for vCPUs.
@@ -80,7 +58,7 @@ impl Its {
     pub fn enable_distributor(&self) {
         let group = bindings::KVM_DEV_ARM_VGIC_GRP_DIST_REGS;
         let (register, value) = (bindings::GICD_CTLR, bindings::GICD_CTLR_ENABLE_SS_G1);
-        let set = Self::set_attribute(self.gic, group, register, &value);
+        let set = set_attribute(self.gic, group, register, &value);
         set.expect("cannot enable the distributor");
     }
 
@@ -89,14 +67,14 @@ impl Its {
     pub fn set_redistributor<const N: usize>(&self, register: u32, parts: [u32; N]) {
         let group = bindings::KVM_DEV_ARM_VGIC_GRP_REDIST_REGS;
         for (register, part) in (register..).step_by(4).zip(parts) {
-            Self::set_attribute(self.gic, group, register, &part).unwrap_or_else(|error| {
+            set_attribute(self.gic, group, register, &part).unwrap_or_else(|error| {
                 panic!("cannot set the redistributor's register {register:#x}: {error:?}")
             });
         }
     }
 
     fn control(fd: RawFd, what: u32) -> Result<(), Errno> {
-        Self::set_attribute(fd, bindings::KVM_DEV_ARM_VGIC_GRP_CTRL, what, &0_u64)
+        set_attribute(fd, bindings::KVM_DEV_ARM_VGIC_GRP_CTRL, what, &0_u64)
     }
 
     /// Has KVM write the ITS's tables.

@@ -15,8 +15,6 @@ use std::{
     fs,
     io::{
         self,
-        BufRead,
-        BufReader,
         Read,
         Write, //
     },
@@ -30,15 +28,8 @@ use std::{
             }, //
         },
     },
-    panic::{
-        self,
-        Location,
-        PanicHookInfo, //
-    },
-    process::{
-        self,
-        ExitStatus, //
-    },
+    panic,
+    process,
     ptr,
     sync::{
         atomic::{
@@ -52,7 +43,7 @@ use std::{
     time::{
         Duration,
         Instant, //
-    },
+    }, //
 };
 
 extern "C" {
@@ -101,7 +92,7 @@ pub fn rounds(
     what: &'static str,
     is_so: impl Fn() -> bool,
 ) -> impl Iterator<Item = usize> {
-    let (mut start, caller) = (None, Location::caller());
+    let (mut start, caller) = (None, panic::Location::caller());
     (0..).take_while(move |&round| {
         if round < least {
             return true;
@@ -221,6 +212,19 @@ pub fn skip(reason: impl AsRef<str>) -> ! {
     end(&format!("skip {}", reason.as_ref()))
 }
 
+/// Returns what there is, skips the case where there is no such thing or this user may not have it,
+/// and fails for any other error.
+#[track_caller]
+pub fn need<T>(found: io::Result<T>, what: impl AsRef<str>) -> T {
+    use io::ErrorKind::*;
+    let is_fact = |error: &io::Error| matches!(error.kind(), NotFound | PermissionDenied);
+    match found {
+        Ok(found) => found,
+        Err(error) if is_fact(&error) => skip(format!("{}: {error}", what.as_ref())),
+        Err(error) => panic!("{}: {error}", what.as_ref()),
+    }
+}
+
 /// Prints a line of the report, if there still is somebody who reads it.
 fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
@@ -252,7 +256,7 @@ macro_rules! expect_eq {
     };
 }
 
-fn panicked(info: &PanicHookInfo<'_>) {
+fn panicked(info: &panic::PanicHookInfo<'_>) {
     diagnostic(&info.to_string());
     end("failed")
 }
@@ -267,8 +271,9 @@ fn fork() -> io::Result<i32> {
     // SAFETY: This is the only thread.
     let process = unsafe { bindings::fork() };
     if process == 0 {
+        let (how, signal) = (bindings::PR_SET_PDEATHSIG, u64::from(bindings::SIGKILL));
         // SAFETY: The call takes numbers only.
-        unsafe { bindings::prctl(bindings::PR_SET_PDEATHSIG as i32, bindings::SIGKILL) };
+        unsafe { bindings::prctl(how as i32, signal) };
         if parent_id() != parent {
             // It has ended before.
             process::exit(EXIT_FAILED);
@@ -332,29 +337,26 @@ struct Output {
     told: UnixStream,
     text: Vec<u8>,
     /// What it prints.
-    printed: BufReader<UnixStream>,
-    line: Vec<u8>,
+    printed: UnixStream,
+    /// The end of that, which is half a line.
+    rest: Vec<u8>,
 }
 
 impl Output {
     /// Takes what is there, but not more than fits into a connection, as it may go on for ever.
     /// Prints what the process has printed, so that nobody takes it for a part of the report, but
-    /// for half a line of up to `keep` bytes.
-    fn take(&mut self, keep: usize) {
+    /// for half a line, if that is not too long or `all` there will be.
+    fn take(&mut self, all: bool) {
         const FULL: u64 = 1 << 20;
         let _ = (&self.told).take(FULL).read_to_end(&mut self.text);
-        let mut printed = self.printed.by_ref().take(FULL);
-        loop {
-            let is_line = matches!(printed.read_until(b'\n', &mut self.line), Ok(1..));
-            if is_line || self.line.len() > keep {
-                let line = String::from_utf8_lossy(&self.line);
-                say(&format!("# {}", line.trim_end()));
-                self.line.clear();
-            }
-            if !is_line {
-                break;
-            }
-        }
+        let _ = (&self.printed).take(FULL).read_to_end(&mut self.rest);
+        let lines = match self.rest.iter().rposition(|byte| *byte == b'\n') {
+            _ if all || self.rest.len() as u64 >= FULL => self.rest.len(),
+            last => last.map_or(0, |last| last + 1),
+        };
+        let lines: Vec<u8> = self.rest.drain(..lines).collect();
+        let print = |line: &str| say(&format!("# {line}"));
+        String::from_utf8_lossy(&lines).lines().for_each(print);
     }
 }
 
@@ -363,16 +365,16 @@ fn wait(
     process: i32,
     output: &mut Output,
     is_given_up: impl Fn(Duration) -> bool,
-) -> Option<ExitStatus> {
+) -> Option<process::ExitStatus> {
     let start = Instant::now();
     loop {
         let mut status = 0;
         // SAFETY: There is room for the status.
         let ended = unsafe { bindings::waitpid(process, &mut status, bindings::WNOHANG as i32) };
-        output.take(4096);
+        output.take(false);
         if ended != 0 {
             assert_eq!(ended, process, "cannot wait for a process");
-            return Some(ExitStatus::from_raw(status));
+            return Some(process::ExitStatus::from_raw(status));
         }
         if is_given_up(start.elapsed()) {
             return None;
@@ -421,8 +423,8 @@ fn run_apart(number: usize, case: Case, needs: fn()) -> i32 {
     let mut output = Output {
         told,
         text: Vec::new(),
-        printed: BufReader::new(printed),
-        line: Vec::new(),
+        printed,
+        rest: Vec::new(),
     };
     let is_told = || STOP.load(Ordering::Relaxed);
     let status = wait(process, &mut output, |time| time >= limit() || is_told());
@@ -430,7 +432,7 @@ fn run_apart(number: usize, case: Case, needs: fn()) -> i32 {
     unsafe { bindings::kill(-process, bindings::SIGKILL as i32) };
     let is_late = |time| time >= Duration::from_secs(10);
     let killed = status.or_else(|| wait(process, &mut output, is_late));
-    output.take(0);
+    output.take(true);
 
     let told: Vec<String> = String::from_utf8_lossy(&output.text)
         .lines()
@@ -572,22 +574,31 @@ pub fn run(about: &str, needs: fn(), cases: &[Case]) -> ! {
     })
 }
 
-/// Makes a test program of a list of cases, each a function without arguments. What a case needs
-/// and others do not stands behind it, as a function that skips the case: `case: needs_helper`.
+/// Makes a test program of a list of cases, each a function without arguments, or a name and what it
+/// runs: `case = || check(Backing::Shmem)`. What a case needs and others do not stands behind its
+/// name, as a function that skips the case: `case: needs_helper`.
 #[macro_export]
 macro_rules! test_main {
+    (@run $case:ident) => {
+        $case
+    };
+    (@run $case:ident $run:expr) => {
+        $run
+    };
     (
         about: $about:literal,
-        needs: $needs:expr,
-        cases: [$($case:ident $(: $need:ident)?),+ $(,)?] $(,)?
+        $(needs: $needs:expr,)?
+        cases: [$($case:ident $(: $need:ident)? $(= $run:expr)?),+ $(,)?] $(,)?
     ) => {
         fn main() {
             $crate::ktap::run(
                 $about,
-                $needs,
+                || {
+                    $($needs())?
+                },
                 &[$($crate::ktap::Case {
                     name: stringify!($case),
-                    run: $case,
+                    run: $crate::test_main!(@run $case $($run)?),
                     needs: &[$((concat!(": ", stringify!($need)), $need))?],
                 }),+],
             )

@@ -84,7 +84,19 @@ mod uffd;
 mod vcpu;
 mod vm;
 
+// What modules have by `use crate::*`, besides of what tests have.
+use guest::Entry;
+use handle::VmInner;
+use sys::{
+    ignore,
+    set_attribute,
+    Ioctl,
+    Number, //
+};
+use vm::OWN_SLOT;
+
 pub use area::{
+    end_of_user_space,
     Access,
     Advice,
     Area,
@@ -100,7 +112,10 @@ pub use bindings::{
     GITS_CTLR,
     GITS_CWRITER,
     KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
     KVM_CAP_USERFAULT,
+    KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
     KVM_MEMORY_EXIT_FLAG_USERFAULT,
     KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
@@ -126,9 +141,7 @@ pub use slot::{
 };
 pub use stage2::Mapping;
 pub use sys::{
-    allow_only_kvm_run,
     allow_tagged_pointers,
-    is_root,
     page_size,
     system_capability,
     Errno, //

@@ -2,17 +2,7 @@
 
 //! What a guest that is a hypervisor has in its memory for a guest of its own.
 
-use crate::{
-    area::Backing,
-    slot::Slot,
-    sys::page_size,
-    units::{
-        Bytes,
-        Gpa,
-        Page, //
-    },
-    vm::Vm, //
-};
+use crate::*;
 use std::ops::Range;
 
 /// The tables for [`Guest::set_stage2`](crate::Guest::set_stage2): what L1 maps in L2. They have a

@@ -2,31 +2,7 @@
 
 //! Memory slots, and the flag of userfault.
 
-use crate::{
-    area::{
-        Area,
-        Backing, //
-    },
-    bindings,
-    bitmap::Bitmap,
-    handle::VmInner,
-    sys::{
-        page_size,
-        Errno,
-        Ioctl, //
-    },
-    units::{
-        Bytes,
-        Gpa,
-        Gva,
-        Hva,
-        Page, //
-    },
-    vm::{
-        Vm,
-        OWN_SLOT, //
-    },
-};
+use crate::*;
 use std::{
     marker::PhantomData,
     ops::Range,
@@ -56,8 +32,6 @@ struct SlotInner {
     vm: Arc<VmInner>,
     id: u32,
     area: Area,
-    /// What the slot is when all of the memory is told.
-    whole: bindings::kvm_userspace_memory_region2,
     /// What KVM has been told last.
     state: Mutex<State>,
     /// Held while KVM is told something, or does something whose size is that of the slot. The
@@ -74,6 +48,7 @@ struct State {
 /// What KVM is to be told about a slot: what it has been told last, with changes.
 ///
 /// The memory is always the slot's own, or a part of it.
+#[derive(Clone)]
 #[must_use]
 pub struct Region {
     slot: Slot,
@@ -299,7 +274,6 @@ impl Slot {
             vm: Arc::clone(vm.inner()),
             id,
             area: area.clone(),
-            whole: region,
             state: Mutex::new(State { region, exists }),
             changing: Mutex::default(),
         }))
@@ -347,15 +321,6 @@ impl Slot {
         }
     }
 
-    /// Returns what the slot is with all of its memory, where it was first, without any flag.
-    pub fn whole(&self) -> Region {
-        Region {
-            slot: self.clone(),
-            raw: self.0.whole,
-            bitmap: None,
-        }
-    }
-
     /// Returns the number of pages.
     pub fn pages(&self) -> usize {
         self.state().region.memory_size as usize / page_size()
@@ -374,20 +339,19 @@ impl Slot {
     /// Sets the flag, with a bitmap.
     #[track_caller]
     pub fn enable<'b>(&self, bitmap: &'b Bitmap) -> Userfault<'b> {
-        self.enable_as(bitmap, None)
+        self.enable_with(bitmap, None)
     }
 
-    /// Sets the flag, and others instead of those that the slot has, in one call.
+    /// Sets the flag, and others instead of those that the slot has, if any are given, in one call.
     #[track_caller]
-    pub fn enable_with<'b>(&self, bitmap: &'b Bitmap, flags: u32) -> Userfault<'b> {
-        self.enable_as(bitmap, Some(flags))
-    }
-
-    #[track_caller]
-    fn enable_as<'b>(&self, bitmap: &'b Bitmap, flags: Option<u32>) -> Userfault<'b> {
+    pub fn enable_with<'b>(
+        &self,
+        bitmap: &'b Bitmap,
+        flags: impl Into<Option<u32>>,
+    ) -> Userfault<'b> {
         let _changing = self.changing();
         let region = self.region();
-        let flags = flags.unwrap_or(region.raw.flags);
+        let flags = flags.into().unwrap_or(region.raw.flags);
         let enabled = region.flags(flags | USERFAULT).bitmap(bitmap).tell();
         assert_eq!(enabled, Ok(()), "setting the flag");
         Userfault {
@@ -447,7 +411,7 @@ impl Slot {
     /// Writes each page's number to its first word.
     #[track_caller]
     pub fn fill(&self) {
-        for page in crate::pages(0..self.pages()) {
+        for page in pages(0..self.pages()) {
             self.write(page, 0, page.into());
         }
     }

@@ -2,19 +2,9 @@
 
 //! The stage 2 page tables of a VM, as debugfs shows them.
 
-use crate::{
-    ktap,
-    slot::Slot,
-    sys::is_protected_host,
-    units::{
-        Gpa,
-        Page, //
-    },
-    vm::Vm, //
-};
+use crate::*;
 use std::{
     fs,
-    io::ErrorKind,
     ops::Range,
     os::fd::RawFd,
     path::{
@@ -23,9 +13,6 @@ use std::{
     },
     process, //
 };
-
-/// What KVM writes about its stage 2 tables with `CONFIG_PTDUMP_STAGE2_DEBUGFS`.
-struct Stage2(Vec<Mapping>);
 
 /// A range of guest addresses that is mapped by valid entries of one level.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,22 +68,12 @@ impl Mapping {
 /// this user.
 #[track_caller]
 fn directory(vm: RawFd) -> PathBuf {
-    if is_protected_host() {
+    if sys::is_protected_host() {
         ktap::skip("the hypervisor has stage 2 for itself (kvm-arm.mode=protected)");
     }
     let all = Path::new("/sys/kernel/debug/kvm");
-    match fs::read_dir(all) {
-        Ok(_) => {}
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::NotFound | ErrorKind::PermissionDenied
-            ) =>
-        {
-            ktap::skip(format!("cannot look at stage 2 in {all:?}: {error}"))
-        }
-        Err(error) => panic!("cannot look at {all:?}: {error}"),
-    }
+    let what = format!("cannot look at stage 2 in {all:?}");
+    ktap::need(fs::read_dir(all), what);
     let directory = all.join(format!("{}-{vm}", process::id()));
     assert!(directory.is_dir(), "there is no {directory:?}");
     directory
@@ -105,13 +82,8 @@ fn directory(vm: RawFd) -> PathBuf {
 /// Reads a file of tables, or skips the case where KVM has none.
 #[track_caller]
 fn read(path: &Path) -> Vec<Mapping> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            ktap::skip("KVM shows no stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)")
-        }
-        Err(error) => panic!("cannot read {path:?}: {error}"),
-    };
+    let what = "KVM shows no stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)";
+    let text = ktap::need(fs::read_to_string(path), what);
     // Headings say where a range begins, and what a shadow is for.
     let is_heading = |line: &&str| line.starts_with("---[") || line.starts_with("VTCR: ");
     let entries = text.lines().filter(|line| !is_heading(line));
@@ -122,63 +94,41 @@ fn read(path: &Path) -> Vec<Mapping> {
     entries.filter_map(parse).collect()
 }
 
-impl Stage2 {
-    /// Reads the tables of a VM of this process.
-    #[track_caller]
-    fn read(vm: RawFd) -> Self {
-        Self(read(&directory(vm).join("stage2_page_tables")))
-    }
-
-    /// Reads the tables that a VM of this process has for guests of its guests, all of them as if
-    /// they were one.
-    #[track_caller]
-    fn read_shadow(vm: RawFd) -> Self {
-        let directory = directory(vm).join("nested");
-        let files = match fs::read_dir(&directory) {
-            Ok(files) => files,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                ktap::skip("KVM shows no shadow stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)")
+/// Returns the mappings of a range of guest addresses, cut to the range. Neighbours that are alike
+/// are one, whatever else the kernel shows of them.
+fn within(mappings: impl IntoIterator<Item = Mapping>, range: Range<Gpa>) -> Vec<Mapping> {
+    let mut found: Vec<Mapping> = Vec::new();
+    for mapping in mappings {
+        let start = mapping.range.start.max(range.start);
+        let end = mapping.range.end.min(range.end);
+        match found.last_mut() {
+            _ if start >= end => {}
+            Some(last)
+                if last.range.end == start
+                    && last.level == mapping.level
+                    && last.is_writable == mapping.is_writable =>
+            {
+                last.range.end = end;
             }
-            Err(error) => panic!("cannot look at {directory:?}: {error}"),
-        };
-        let path = |file: std::io::Result<fs::DirEntry>| file.expect("cannot list debugfs").path();
-        Self(files.map(path).flat_map(|path| read(&path)).collect())
-    }
-
-    /// Returns the mappings of a range of guest addresses, cut to the range. Neighbours that are
-    /// alike are one, whatever else the kernel shows of them.
-    fn within(&self, range: Range<Gpa>) -> Vec<Mapping> {
-        let mut found: Vec<Mapping> = Vec::new();
-        for mapping in &self.0 {
-            let start = mapping.range.start.max(range.start);
-            let end = mapping.range.end.min(range.end);
-            if start >= end {
-                continue;
-            }
-            match found.last_mut() {
-                Some(last)
-                    if last.range.end == start
-                        && last.level == mapping.level
-                        && last.is_writable == mapping.is_writable =>
-                {
-                    last.range.end = end;
-                }
-                _ => found.push(Mapping {
-                    range: start..end,
-                    ..mapping.clone()
-                }),
-            }
+            _ => found.push(Mapping {
+                range: start..end,
+                ..mapping
+            }),
         }
-        found
     }
+    found
 }
 
 impl Vm {
-    /// Returns what KVM maps of a range of addresses of the guest's own guests, or skips the case
-    /// where nothing shows it.
+    /// Returns what KVM maps of a range of addresses of the guest's own guests, by all tables that
+    /// it has for them as if they were one, or skips the case where nothing shows it.
     #[track_caller]
     pub fn shadow_mappings(&self, range: Range<Gpa>) -> Vec<Mapping> {
-        Stage2::read_shadow(self.inner().fd()).within(range)
+        let what = "KVM shows no shadow stage 2 (CONFIG_PTDUMP_STAGE2_DEBUGFS)";
+        let directory = directory(self.inner().fd()).join("nested");
+        let files = ktap::need(fs::read_dir(directory), what);
+        let path = |file: std::io::Result<fs::DirEntry>| file.expect("cannot list debugfs").path();
+        within(files.map(path).flat_map(|path| read(&path)), range)
     }
 }
 
@@ -187,22 +137,19 @@ impl Slot {
     #[track_caller]
     pub fn mappings(&self) -> Vec<Mapping> {
         let range = self.gpa(Page(0))..self.gpa(Page(self.pages()));
-        Stage2::read(self.vm().fd()).within(range)
+        let tables = directory(self.vm().fd()).join("stage2_page_tables");
+        within(read(&tables), range)
     }
 
     /// Returns the pages of which `like` says so of their mappings.
     #[track_caller]
     fn pages_like(&self, like: impl Fn(&Mapping) -> bool) -> Vec<Page> {
-        let pages = |mapping: &Mapping| {
+        let pages = |mapping: Mapping| {
             let Range { start, end } = mapping.range;
             crate::pages(self.page_of(start).0..self.page_of(end).0)
         };
-        let mappings = self.mappings();
-        mappings
-            .iter()
-            .filter(|mapping| like(mapping))
-            .flat_map(pages)
-            .collect()
+        let mappings = self.mappings().into_iter().filter(like);
+        mappings.flat_map(pages).collect()
     }
 
     /// Returns the pages that stage 2 maps, or skips the case where nothing shows it.

@@ -2,7 +2,7 @@
 
 //! System calls: their errors, and the ioctls of KVM and userfaultfd with the types they take.
 
-use crate::bindings;
+use crate::*;
 use std::{
     ffi::{
         c_int,
@@ -13,7 +13,6 @@ use std::{
     fs,
     io,
     marker::PhantomData,
-    mem::offset_of,
     os::fd::RawFd,
     ptr, //
 };
@@ -33,7 +32,7 @@ macro_rules! errnos {
     };
 }
 
-errnos!(EAGAIN EBADF EBUSY EEXIST EFAULT EINTR EINVAL ENOMEM EPERM);
+errnos!(EAGAIN EBADF EBUSY EEXIST EFAULT EINTR EINVAL ENOMEM ENOSYS EPERM);
 
 impl Errno {
     /// Returns the error of the system call that has just failed in this thread.
@@ -47,15 +46,6 @@ impl Errno {
             Err(Self::last())
         } else {
             Ok(ret)
-        }
-    }
-
-    /// As [`Errno::check`], for calls that return an address.
-    pub(crate) fn check_address(ret: *mut c_void) -> Result<*mut u8, Self> {
-        if ret as isize == -1 {
-            Err(Self::last())
-        } else {
-            Ok(ret.cast())
         }
     }
 }
@@ -107,6 +97,24 @@ impl Number {
     }
 }
 
+// SAFETY: This takes what api.rst has for it. KVM reads a value at the address, which is valid.
+const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
+    unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
+
+/// Sets an attribute of a device or vCPU.
+pub(crate) fn set_attribute<T>(fd: RawFd, group: u32, attr: u32, value: &T) -> Result<(), Errno> {
+    let mut attribute = bindings::kvm_device_attr {
+        group,
+        attr: attr.into(),
+        addr: ptr::from_ref(value) as u64,
+        ..Default::default()
+    };
+    SET_DEVICE_ATTR.call(fd, &mut attribute).map(|_| ())
+}
+
+/// A signal handler.
+pub(crate) extern "C" fn ignore(_signal: c_int) {}
+
 extern "C" {
     fn memcmp(first: *const c_void, second: *const c_void, len: usize) -> c_int;
 }
@@ -133,39 +141,6 @@ pub fn page_size() -> usize {
 pub fn system_capability(capability: u32) -> u32 {
     // SAFETY: Always safe to call.
     unsafe { bindings::kvm_check_cap(capability.into()) }
-}
-
-/// Has the kernel end this process for any system call of this thread but KVM_RUN and what the case
-/// says in the end, or skips the case where the kernel does not filter system calls.
-pub fn allow_only_kvm_run() {
-    use bindings::*;
-    let step = |code: u32, jf, k| {
-        let (code, jt) = (code as u16, 0);
-        sock_filter { code, jt, jf, k }
-    };
-    let load = |offset| step(BPF_LD | BPF_W | BPF_ABS, 0, offset as u32);
-    // Passes over a step where this is not what was loaded.
-    let is = |value| step(BPF_JMP | BPF_JEQ, 1, value);
-    let end = |how| step(BPF_RET, 0, how);
-    let mut steps = vec![load(offset_of!(seccomp_data, nr))];
-    // A vCPU is told which thread runs it.
-    for call in [SYS_gettid, SYS_write, SYS_sendto, SYS_exit_group] {
-        steps.extend([is(call), end(SECCOMP_RET_ALLOW)]);
-    }
-    // The second argument, of which the lower half comes first.
-    steps.extend([is(SYS_ioctl), load(offset_of!(seccomp_data, args) + 8)]);
-    steps.extend([is(LIBKVM_RUN), end(SECCOMP_RET_ALLOW)]);
-    steps.push(end(SECCOMP_RET_KILL_PROCESS));
-    let (len, filter) = (steps.len() as u16, steps.as_mut_ptr());
-    let program = sock_fprog { len, filter };
-    // SAFETY: The one call takes numbers only, and the other reads the program and its steps.
-    let set = unsafe {
-        prctl(PR_SET_NO_NEW_PRIVS as i32, 1_u64, 0_u64, 0_u64, 0_u64);
-        prctl(PR_SET_SECCOMP as i32, SECCOMP_MODE_FILTER as u64, &program)
-    };
-    if Errno::check(set).is_err() {
-        crate::ktap::skip("the kernel does not filter system calls");
-    }
 }
 
 /// Has the kernel take tagged pointers from this thread, where it knows how to.
@@ -199,12 +174,6 @@ pub(crate) fn on_each_cpu(mut call: impl FnMut()) {
         }
     }
     run_on(&all);
-}
-
-/// Returns whether this process may do what root may.
-pub fn is_root() -> bool {
-    // SAFETY: Always safe to call.
-    unsafe { bindings::geteuid() == 0 }
 }
 
 /// Returns whether the host is asked to protect guests' memory from itself, and so does not have

@@ -2,15 +2,7 @@
 
 //! The tags of FEAT_MTE that a guest's memory has.
 
-use crate::{
-    bindings,
-    slot::Slot,
-    sys::{
-        page_size,
-        Ioctl, //
-    },
-    units::Page, //
-};
+use crate::*;
 
 // SAFETY: This takes what api.rst has for it. The address is of as many bytes as there are tags.
 const ARM_MTE_COPY_TAGS: Ioctl<bindings::kvm_arm_copy_mte_tags> =

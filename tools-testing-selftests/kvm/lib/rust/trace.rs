@@ -2,7 +2,7 @@
 
 //! Trace events.
 
-use crate::ktap;
+use crate::*;
 use std::{
     fs,
     path::PathBuf,
@@ -17,9 +17,8 @@ impl Trace {
     #[track_caller]
     pub fn new(event: &str) -> Self {
         let instances = PathBuf::from("/sys/kernel/tracing/instances");
-        if let Err(error) = fs::read_dir(&instances) {
-            ktap::skip(format!("no trace events: {instances:?}: {error}"));
-        }
+        let what = format!("no trace events: {instances:?}");
+        ktap::need(fs::read_dir(&instances), what);
         let instance = instances.join(format!("kvm_selftest-{}", process::id()));
         fs::create_dir(&instance).expect("cannot create a trace instance");
         ktap::at_end(&instance.to_string_lossy(), None);

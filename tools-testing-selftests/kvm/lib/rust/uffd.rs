@@ -2,29 +2,10 @@
 
 //! userfaultfd, for comparison with userfault and for what that leaves to it.
 
-use crate::{
-    area::Area,
-    bindings, ktap,
-    sys::{
-        self,
-        page_size,
-        Errno,
-        Ioctl, //
-    },
-    units::{
-        Bytes,
-        Page, //
-    },
-};
+use crate::*;
 use std::{
-    fs::{
-        self,
-        File, //
-    },
-    io::{
-        ErrorKind,
-        Read, //
-    },
+    fs::File,
+    io::Read,
     os::fd::{
         AsRawFd,
         FromRawFd, //
@@ -55,15 +36,6 @@ impl Uffd {
     /// do that for accesses of the kernel too.
     #[track_caller]
     pub fn new(area: &Area) -> Self {
-        match fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd") {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                ktap::skip("the kernel has no userfaultfd")
-            }
-            Ok(text) if text.trim() == "0" && !sys::is_root() => {
-                ktap::skip("userfaultfd is for root here (vm.unprivileged_userfaultfd)")
-            }
-            other => drop(other.expect("cannot tell who may have a userfaultfd")),
-        }
         Self::register(area, 0)
     }
 
@@ -78,7 +50,12 @@ impl Uffd {
         let flags = flags | bindings::O_CLOEXEC | bindings::O_NONBLOCK;
         // SAFETY: The system call takes flags only.
         let fd = unsafe { bindings::syscall(bindings::SYS_userfaultfd.into(), flags) };
-        let fd = Errno::check(fd as i32).expect("userfaultfd failed");
+        let fd = match Errno::check(fd as i32) {
+            Err(error @ (Errno::ENOSYS | Errno::EPERM)) => {
+                ktap::skip(format!("no userfaultfd for this user: {error:?}"))
+            }
+            other => other.expect("userfaultfd failed"),
+        };
         let uffd = Self {
             // SAFETY: The file descriptor is new and has no other owner.
             file: unsafe { File::from_raw_fd(fd) },

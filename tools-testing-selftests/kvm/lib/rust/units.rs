@@ -2,7 +2,7 @@
 
 //! What numbers stand for, so that one cannot be taken for another.
 
-use crate::sys::page_size;
+use crate::*;
 use std::{
     fmt,
     ops::{

@@ -2,26 +2,10 @@
 
 //! vCPUs, and why they stop running.
 
-use crate::{
-    bindings,
-    handle::VmInner,
-    ktap,
-    sys::{
-        page_size,
-        Errno,
-        Ioctl,
-        Number, //
-    },
-    units::{
-        Bytes,
-        Gpa,
-        Gva,
-        Page, //
-    },
-};
+use crate::*;
 use std::{
     ffi::CStr,
-    ptr,
+    process,
     sync::{
         atomic::{
             AtomicBool,
@@ -36,9 +20,6 @@ use std::{
 
 // SAFETY: The argument of KVM_RUN is a number.
 const RUN: Number = unsafe { Number::new(bindings::LIBKVM_RUN) };
-// SAFETY: It takes this, and KVM only reads what the address in it is of.
-const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
-    unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
 
 /// Why a vCPU stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,9 +102,6 @@ unsafe impl Send for Kicked {}
 // SAFETY: As above.
 unsafe impl Sync for Kicked {}
 
-/// A signal handler: the signal itself is what ends KVM_RUN.
-extern "C" fn ignore(_signal: i32) {}
-
 impl Kick {
     /// Has the vCPU's next, or current, call of [`Vcpu::run`] return [`Exit::Kicked`].
     pub fn kick(&self) {
@@ -137,7 +115,7 @@ impl Kick {
             // a handler for it, which does nothing.
             unsafe {
                 let (call, signal) = (bindings::SYS_tgkill.into(), bindings::SIGUSR1);
-                bindings::syscall(call, std::process::id(), thread, signal);
+                bindings::syscall(call, process::id(), thread, signal);
             }
         }
     }
@@ -173,7 +151,8 @@ impl Vcpu {
     ///
     /// The vCPU must be one of the VM, and have no other user.
     pub(crate) unsafe fn new(raw: *mut bindings::kvm_vcpu, vm: Arc<VmInner>) -> Self {
-        // SAFETY: The pointers are valid, and the handler does nothing.
+        // SAFETY: The pointers are valid, and the handler does nothing: the signal itself is what
+        // ends KVM_RUN.
         unsafe {
             bindings::signal(bindings::SIGUSR1 as i32, Some(ignore));
             let region = (*bindings::memslot2region((*raw).vm, 0)).region;
@@ -221,15 +200,12 @@ impl Vcpu {
         if self.vm().capability(bindings::KVM_CAP_STEAL_TIME) == 0 {
             ktap::skip("KVM reports no stolen time here");
         }
-        let mut attribute = bindings::kvm_device_attr {
-            group: bindings::KVM_ARM_VCPU_PVTIME_CTRL,
-            attr: bindings::KVM_ARM_VCPU_PVTIME_IPA.into(),
-            addr: ptr::from_ref(&gpa.0) as u64,
-            ..Default::default()
-        };
-        SET_DEVICE_ATTR
-            .call(self.fd(), &mut attribute)
-            .expect("cannot set where stolen time goes");
+        let (group, what) = (
+            bindings::KVM_ARM_VCPU_PVTIME_CTRL,
+            bindings::KVM_ARM_VCPU_PVTIME_IPA,
+        );
+        let set = set_attribute(self.fd(), group, what, &gpa.0);
+        set.expect("cannot set where stolen time goes");
     }
 
     /// Returns a statistic of the vCPU.

@@ -2,32 +2,7 @@
 
 //! Virtual machines.
 
-use crate::{
-    area::{
-        Area,
-        Backing, //
-    },
-    bindings,
-    guest::{
-        self,
-        Entry, //
-    },
-    handle::VmInner,
-    ktap,
-    sys::{
-        is_protected_host,
-        page_size,
-        system_capability,
-        Errno,
-        Ioctl, //
-    },
-    units::{
-        Bytes,
-        Gpa,
-        Gva, //
-    },
-    vcpu::Vcpu, //
-};
+use crate::*;
 use std::{
     fs::File,
     os::fd::FromRawFd,
@@ -205,7 +180,7 @@ impl Vm {
     pub fn protected() -> Self {
         match VmInner::bare(bindings::LIBKVM_VM_TYPE_PROTECTED) {
             Ok(vm) => Self(Arc::new(vm)),
-            Err(Errno::EINVAL) if !is_protected_host() => {
+            Err(Errno::EINVAL) if !sys::is_protected_host() => {
                 ktap::skip("no protected VMs (kvm-arm.mode=protected)")
             }
             Err(error) => panic!("cannot create a protected VM: {error:?}"),
@@ -224,7 +199,7 @@ impl Vm {
     /// As [`Vm::raw`], for the guest's own tables, which libkvm accesses plainly: nobody may have
     /// their memory.
     #[track_caller]
-    fn raw_for_tables(&mut self) -> *mut bindings::kvm_vm {
+    pub(crate) fn raw_for_tables(&mut self) -> *mut bindings::kvm_vm {
         assert!(!self.0.is_claimed(OWN_SLOT), "after Slot::of_tables()");
         self.raw()
     }
@@ -284,8 +259,8 @@ impl Vm {
     #[track_caller]
     pub fn table_entry(&mut self, gva: Gva, level: i32) -> Gpa {
         let raw = self.raw_for_tables();
-        // SAFETY: The pointer is valid, libkvm ends the program for an address without an entry,
-        // and the entry is in libkvm's memory.
+        // SAFETY: The pointer is valid. libkvm does not look whether an entry is valid, and goes on
+        // with guest address 0 where none is: what it returns is in its own memory in any case.
         Gpa(unsafe {
             let entry = bindings::virt_get_pte_hva_at_level(raw, gva.0, level);
             bindings::addr_hva2gpa(raw, entry.cast())
