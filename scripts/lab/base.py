@@ -117,7 +117,9 @@ def fetch():
 
 def find(release):
     """Returns Debian's source package of a release, as (name, version, apt's options)."""
-    for options in ((), development_archive()):
+    # apt knows the mirrors as soon as it has read the release's own lists.
+    for archive in (tuple, development_archive):
+        options = archive()
         for name, version in candidates(*options):
             if version.split("-")[0] == release.replace("-rc", "~rc"):
                 return name, version, options

@@ -2,6 +2,7 @@
 """Which kernel source is taken when the pinned one has left the archive."""
 
 import unittest
+from unittest import mock
 
 import base
 
@@ -24,3 +25,27 @@ class Nearest(unittest.TestCase):
         # An empty archive is an error that names the network.
         with self.assertRaisesRegex(base.LabError, "network"):
             base.nearest(PINNED, [])
+
+
+class Find(unittest.TestCase):
+    """A release of Debian, in the archive of the toolchain or in that of the development."""
+
+    def test_mirrors_are_asked_for_when_lists_are_read(self):
+        """What apt says of its mirrors is empty until it has read the release's lists."""
+        calls = []
+
+        def candidates(*options):
+            """Has the release where the development is."""
+            calls.append(options)
+            return [("linux-source-7.3", "7.3~rc7-1~exp1")] if options else []
+
+        def archive():
+            """Fails as long as no lists were read."""
+            self.assertEqual(calls, [()])
+            return ("-oX",)
+
+        with (
+            mock.patch.object(base, "candidates", candidates),
+            mock.patch.object(base, "development_archive", archive),
+        ):
+            self.assertEqual(base.find("7.3-rc7")[2], ("-oX",))
