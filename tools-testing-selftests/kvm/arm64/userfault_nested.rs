@@ -485,8 +485,9 @@ struct Register {
 /// dropping them: each register always has what was written to it last, by the vCPU or by the VMM
 /// when the page was supplied.
 fn race_for_vncr_pages() {
-    // A page is taken from a vCPU that is in the guest then, nearly always.
-    let mut machine = with_registers(Backing::Anonymous, 2, 1000);
+    // A page is taken when all shadow stage 2 is unmapped, which takes seconds where TLBs are
+    // emulated. Be in the guest at the end of that.
+    let mut machine = with_registers(Backing::Anonymous, 2, 10_000_000);
     let bitmap = Bitmap::new(machine.slot.pages());
     let registers = [Register::default(), Register::default()];
     let places = [REGISTERS, Page(REGISTERS.0 + 2)];

@@ -574,9 +574,9 @@ pub fn run(about: &str, needs: fn(), cases: &[Case]) -> ! {
     })
 }
 
-/// Makes a test program of a list of cases, each a function without arguments, or a name and what it
-/// runs: `case = || check(Backing::Shmem)`. What a case needs and others do not stands behind its
-/// name, as a function that skips the case: `case: needs_helper`.
+/// Makes a test program of a list of cases, each a function without arguments, or a name and what
+/// it runs: `case = || check(Backing::Shmem)`. What a case needs and others do not stands behind
+/// its name, as a function that skips the case: `case: needs_helper`.
 #[macro_export]
 macro_rules! test_main {
     (@run $case:ident) => {
