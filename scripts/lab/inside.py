@@ -45,8 +45,8 @@ def is_of_the_user(path):
 
 
 def given(words):
-    """Yields directories of arguments, or of files that they name, that a user has in a place of the
-    system's. /tmp may be one, as a whole."""
+    """Yields directories of arguments, or of files that they name, that a user has in a place of
+    the system's. /tmp may be one, as a whole."""
     for word in words:
         if word == "--":
             break

@@ -16,12 +16,13 @@ PACKAGES = ["bindgen", "gcc", "libc6-dev", "make", "rustc"]
 # What the build needs of a kernel tree, besides the headers.
 SOURCES = ["arch/arm64/tools", "scripts", "tools"]
 # A test of each kind. Nothing says what they are built for.
-TESTS = "/tmp/o/arm64/rust_guest", "/tmp/o/set_memory_region_test"
+TESTS = ("/tmp/o/arm64/rust_guest", "/tmp/o/set_memory_region_test")
 COMMAND = (
     "export PATH=/usr/bin:$PATH; date -s @{now} >/dev/null;"
     " make -s -j2 -C /linux/tools/testing/selftests/kvm OUTPUT=/tmp/o"
     " KHDR_INCLUDES='-isystem /linux/usr/include' {tests} && {run}"
 )
+
 
 def download(folder):
     """Downloads the packages with all that they need, as if nothing were installed."""
@@ -34,7 +35,8 @@ def download(folder):
 
 
 def compilers():
-    """Makes an initial RAM file system with the packages, once, and returns it."""
+    """Makes an initial RAM file system with the packages, once, and returns it: who wants those of
+    today deletes it from the cache."""
     key = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
     target = CACHE / f"native-{key}.cpio.gz"
     if target.exists():

@@ -226,6 +226,8 @@ def program():
     args = parser.parse_args()
     if args.matrix and args.command:
         parser.error("--matrix runs the suite: leave out the command")
+    if args.native and (args.machine or args.command):
+        parser.error("--native has a machine and a command of its own")
     if (args.pack or args.full) and not args.here:
         parser.error("--pack and --full are of --here")
 
@@ -239,7 +241,8 @@ def program():
     if args.matrix:
         return run_matrix(args, source)
     if args.native:
-        return native.run(source, kernel.kernel(source, "4k", args.jobs), args.timeout)
+        build = kernel.kernel(source, variant_of(args, args.pages or "4k"), args.jobs)
+        return native.run(source, build, args.timeout)
     return run_vmm(args, source) if args.vmm else run_one(args, source)
 
 

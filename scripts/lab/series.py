@@ -77,8 +77,8 @@ def sign_patches(_):
     (name, address), remarks = sign.sign()
     print(
         *remarks,
-        f"{sign.SIGNED} holds the series as {name} <{address}> would send it. The Signed-off-by under"
-        " each patch certifies the Developer's Certificate of Origin"
+        f"{sign.SIGNED} holds the series as {name} <{address}> would send it. The Signed-off-by"
+        " under each patch certifies the Developer's Certificate of Origin"
         " (the kernel's Documentation/process/submitting-patches.rst): read what you send.",
         sep="\n",
     )

@@ -130,7 +130,13 @@ class Options(small.Scratch):
     def test_options_of_others(self):
         """What would be ignored without another option, or beside it, is an error."""
         self.replace(run, here=mock.Mock(), tree=mock.Mock(), run_one=mock.Mock())
-        for words in (["--pack=file"], ["--full"], ["--here", "--full", "--pack=file"]):
+        for words in (
+            ["--pack=file"],
+            ["--full"],
+            ["--here", "--full", "--pack=file"],
+            ["--native", "--machine=vhe"],
+            ["--native", "--", "id"],
+        ):
             with mock.patch.object(sys, "argv", ["run", *words]), self.subTest(words):
                 with contextlib.redirect_stderr(io.StringIO()) as said:
                     self.assertRaises(SystemExit, run.program)

@@ -641,12 +641,13 @@ fn model_and_kvm_agree() {
     let _ = allow_tagged_pointers();
     for first in (0..count).step_by(LIFE) {
         let mut world = World::new(&mut Random::new(!seed, first));
-        for step in first..count.min(first + LIFE as u64) {
+        let end = count.min(first + LIFE as u64);
+        for step in first..end {
             world.done = step;
             world.step(&mut Random::new(seed, step));
         }
-        if (first + LIFE as u64) % 5_000 == 0 {
-            ktap::diagnostic(&format!("{} steps", first + LIFE as u64));
+        if end % 5_000 == 0 {
+            ktap::diagnostic(&format!("{end} steps"));
         }
     }
 }

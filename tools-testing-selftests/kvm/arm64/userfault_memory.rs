@@ -9,7 +9,6 @@ use libkvm::*;
 use std::{
     cell::Cell,
     fs,
-    io,
     path::Path,
     sync::atomic::{
         AtomicUsize,
@@ -128,18 +127,10 @@ fn pages_come_back_from_swap() {
 
 /// Sets a control of the kernel until the case ends, or skips it where this user may not.
 fn set_control(path: &'static str, value: &str) {
-    let cannot = |what, error: io::Error| -> ! {
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                ktap::skip(format!("cannot {what} {path}: {error}"))
-            }
-            _ => panic!("cannot {what} {path}: {error}"),
-        }
-    };
-    let before = fs::read_to_string(path).unwrap_or_else(|error| cannot("read", error));
+    let before = ktap::need(fs::read_to_string(path), format!("cannot read {path}"));
     // This process may be killed before the call returns.
     ktap::at_end_if_done(path, before.trim());
-    fs::write(path, value).unwrap_or_else(|error| cannot("set", error));
+    ktap::need(fs::write(path, value), format!("cannot set {path}"));
     ktap::at_end(path, Some(&before));
 }
 
