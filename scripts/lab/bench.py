@@ -29,6 +29,7 @@ import tree
 from common import CACHE, REPO, LabError, lock, main, new_parser, output
 from common import say, step, took, write_if_changed
 from overlay import overlays
+from passed import Passed
 
 # How long a case of the benchmark may take, and all of it.
 CASE_SECONDS, SECONDS = 900, 3600
@@ -118,7 +119,7 @@ def parse(lines):
 def image(build, commit, variant, jobs):
     """Builds a commit's kernel where another is built, unless that was done, and returns where it
     is."""
-    key = steps.Passed().key(variant, commit, steps.NOT_KERNEL)
+    key = steps.key_of(Passed(), variant, commit, steps.NOT_KERNEL)
     target = FOLDER / f"{variant}-{key[:12]}"
     name = "arch/arm64/boot/Image"
     if (target / name).exists():

@@ -6,6 +6,8 @@ import functools
 import os
 import subprocess
 
+from passed import Passed
+
 UNSIGNED = "Missing Signed-off-by: line(s)"
 # What checkpatch may say, and why that stays.
 EXCEPTIONS = {
@@ -36,7 +38,16 @@ def patch_remarks(source, signed, path):
 
 
 def remarks(source, patches, signed=False):
-    """Runs checkpatch of a kernel tree on patches and returns what has no reason to stay."""
+    """Runs checkpatch of a kernel tree on patches that have not passed yet and returns what has no
+    reason to stay."""
+    passed, names = Passed(), ("*checkpatch*", "spelling.txt")
+    rules = [path.read_text() for name in names for path in (source / "scripts").glob(name)]
+    rules += [str(EXCEPTIONS), str(signed)]
+    keys = {path: passed.key("checkpatch", *rules, path.read_text()) for path in patches}
+    left = [path for path, key in keys.items() if key not in passed.keys]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(functools.partial(patch_remarks, source, signed), patches)
-        return [line for lines in found for line in lines]
+        found = list(pool.map(functools.partial(patch_remarks, source, signed), left))
+    for path, lines in zip(left, found):
+        if not lines:
+            passed.add(keys[path])
+    return [line for lines in found for line in lines]

@@ -11,6 +11,7 @@ import run
 import steps
 from common import output, step
 from overlay import overlays
+from passed import Passed
 
 # What each part is built and run with: without RUST, and with all that it has.
 VARIANTS = ["4k-norust", "4k"]
@@ -42,13 +43,13 @@ def look(passed, key, commit, variant, jobs=None):
 def check_each(jobs=None, tested=()):
     """Yields (part, variant, function that returns remarks) for each part's end that has not
     passed yet and is not the same as a commit that was tested."""
-    passed, commits = steps.Passed(), steps.commits()
-    known = {passed.key(variant, one, NO_TEST) for one in tested for variant in VARIANTS}
+    passed, commits = Passed(), steps.commits()
+    known = {steps.key_of(passed, variant, one, NO_TEST) for one in tested for variant in VARIANTS}
     known |= passed.keys
     for part in patches.parts([subject for _, subject in commits]):
         commit = commits[part.last - 1][0]
         for variant in VARIANTS:
-            key = passed.key(variant, commit, NO_TEST)
+            key = steps.key_of(passed, variant, commit, NO_TEST)
             if key not in known:
                 known.add(key)
                 look_once = functools.partial(look, passed, key, commit, variant, jobs)

@@ -3,7 +3,6 @@
 
 import functools
 import hashlib
-import pathlib
 import re
 import shutil
 import subprocess
@@ -13,8 +12,9 @@ import kernel
 import kgit
 import patches
 import rust
-from common import CACHE, LabError, output, step
+from common import LabError, output, step
 from overlay import overlays
+from passed import Passed
 
 # Files of these make no difference to a kernel.
 NOT_KERNEL = ("Documentation/", "MAINTAINERS", "tools/")
@@ -38,26 +38,10 @@ def files(commit):
     return kgit.git("diff-tree", "--no-commit-id", "--name-only", "-r", commit).splitlines()
 
 
-class Passed:
-    """What has passed, by all that it depends on, so that nothing is looked at twice."""
-
-    def __init__(self):
-        self.path = CACHE / "passed"
-        self.keys = set(self.path.read_text().split()) if self.path.exists() else set()
-        packages = pathlib.Path("/var/lib/dpkg/status")
-        self.tools = hashlib.sha256(packages.read_bytes() if packages.exists() else b"").hexdigest()
-
-    def key(self, variant, commit, without=()):
-        """Returns what the look at a commit depends on, as a checksum."""
-        content = [content_of(name, without) for name in ("base", commit)]
-        text = "\n".join([variant, self.tools, config.text(variant), *content])
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def add(self, key):
-        """Remembers that something has passed."""
-        self.keys.add(key)
-        with open(self.path, "a", encoding="ascii") as file:
-            file.write(f"{key}\n")
+def key_of(passed, variant, commit, without=()):
+    """Returns what the look at a commit depends on, as a checksum."""
+    content = [content_of(name, without) for name in ("base", commit)]
+    return passed.key(variant, config.text(variant), *content)
 
 
 @functools.cache
@@ -145,7 +129,7 @@ def check_each(jobs=None):
     passed, series = Passed(), commits()
     for variant in BUILDS:
         without = () if variant == FIRST else NOT_KERNEL
-        keys = {commit: passed.key(variant, commit, without) for commit, _ in series}
+        keys = {commit: key_of(passed, variant, commit, without) for commit, _ in series}
         left = [commit for commit, key in keys.items() if key not in passed.keys]
         for commit, wrong in check_build(variant, left, jobs) if left else ():
             if not wrong:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Proves this repo: its scripts, the patches, their Rust, the kernels they make
-and what these do on machines. One line a check, and a count at the end."""
+and what these do on machines. One line a check, and a count at the end. Machines
+are always run. Other checks that have passed are made again when patches/, scripts/
+or the tools change, and where the kernel tree holds work that patches/ does not."""
 
 import functools
 import os
@@ -30,8 +32,9 @@ import selftest_builds
 import steps
 import tree
 import vmm
-from common import ERRORS, LAB, REPO, in_words, main, new_parser, output, step
+from common import ERRORS, LAB, REPO, in_words, lock, main, new_parser, output, step
 from overlay import overlays
+from passed import Passed, content
 
 # What is compiled with warnings, and the machines that the suite runs on, with which kernels.
 WARNED = ["4k", "4k-norust"]
@@ -58,25 +61,45 @@ LINTS = "-D warnings -D missing_docs -D unsafe_op_in_unsafe_fn"
 LINTS += " -D clippy::undocumented_unsafe_blocks"
 
 
-class Passed(str):
+class Found(str):
     """What a check has to say that passed."""
 
 
 def passes(name, function):
     """Runs a check, shows how it ended, and says whether it passed: it fails by an exception or by
-    returning what is wrong, as a text or a list. One that passes returns nothing, or Passed."""
+    returning what is wrong, as a text or a list. One that passes returns nothing, or Found."""
     start = time.monotonic()
     try:
         said = function() or ""
     except ERRORS as error:
         said = in_words(error)
     seconds = f"({time.monotonic() - start:.0f} s)"
-    if said and not isinstance(said, Passed):
+    if said and not isinstance(said, Found):
         wrong = "\n".join(said) if isinstance(said, list) else said
         print(f"FAIL  {name} {seconds}\n{wrong}", flush=True)
         return False
     print(f"ok    {name} {f'({said}) ' if said else ''}{seconds}", flush=True)
     return True
+
+
+def once(name, function):
+    """Returns a check that is not made again, once it has passed, before the lab, the patches or
+    the tools change. Where the tree holds work of its own, it is made."""
+
+    def check():
+        """Makes the check, or finds that it was made."""
+        passed = Passed()
+        key = passed.key(name, content("patches", "scripts"))
+        with lock("linux"):
+            own_work = tree.own_work()
+        if key in passed.keys and not own_work:
+            return Found("as before")
+        said = function()
+        if not own_work and (not said or isinstance(said, Found)):
+            passed.add(key)
+        return said
+
+    return name, check
 
 
 def shell_scripts():
@@ -161,7 +184,7 @@ def configuration(source, build):
     bare = [f"{option}: {theirs} -> {ours}" for option, theirs, ours, why in found if not why]
     if bare:
         return ["these differ, and scripts/lab/config does not say why:", *bare]
-    return Passed(f"{len(found)} differ, each for a reason")
+    return Found(f"{len(found)} differ, each for a reason")
 
 
 def mutants_fit(source):
@@ -172,7 +195,7 @@ def mutants_fit(source):
     mutate.files(found, source)
     known = mutants.all_cases(source)
     cases = [mutants.commands(one, known) for one in found]
-    return Passed(f"{len(found)} mutants, {sum(map(bool, cases))} of them to be noticed")
+    return Found(f"{len(found)} mutants, {sum(map(bool, cases))} of them to be noticed")
 
 
 def quick_mutants(jobs):
@@ -192,21 +215,21 @@ def parts_alone(jobs):
 
 def checks(jobs):
     """Yields all checks, each as its name and what it does, which is done before the next one."""
-    yield "shell scripts pass shellcheck", shell_scripts
-    yield "the lab passes its own tests", lab_tests
+    yield once("shell scripts pass shellcheck", shell_scripts)
+    yield once("the lab passes its own tests", lab_tests)
     name = "the model of userfault holds, and fails where broken"
-    yield name, lambda: Passed(f"{models.check():,} states")
+    yield once(name, lambda: Found(f"{models.check():,} states"))
     source = functools.cache(tree.ready)
     yield "patches apply, mirrored folders agree", lambda: source() and export.check()
-    yield "Rust is formatted", lambda: rustfmt(source())
+    yield once("Rust is formatted", lambda: rustfmt(source()))
     name = "the selftests' runner tells cases apart that fail, hang, skip and crash on purpose"
-    yield name, lambda: ktap_cases.wrong(source())
-    yield "the core agrees with the oracle", lambda: Passed(oracle.compare(source()))
+    yield once(name, lambda: ktap_cases.wrong(source()))
+    yield once("the core agrees with the oracle", lambda: Found(oracle.compare(source())))
     name = "mutants fit the series, and name cases that are there"
-    yield name, lambda: mutants_fit(source())
+    yield once(name, lambda: mutants_fit(source()))
     name = "patches pass checkpatch --strict"
     yield name, lambda: checkpatch.remarks(source(), patches.patch_files())
-    yield "MAINTAINERS is in order", lambda: maintainers(source())
+    yield once("MAINTAINERS is in order", lambda: maintainers(source()))
     yield from kernel_checks(source, jobs)
 
 
@@ -225,18 +248,18 @@ def kernel_checks(source, jobs):
         return kernel.initrd(build(), kernel.selftests(source(), build(), jobs))
 
     name = "the kernel is configured as people run it"
-    yield name, lambda: configuration(source(), build())
-    yield "Rust passes clippy", lambda: initrd() and clippy(source(), build())
+    yield once(name, lambda: configuration(source(), build()))
+    yield once("Rust passes clippy", lambda: initrd() and clippy(source(), build()))
     name = "the selftests' crate refuses what is unsafe"
-    yield name, lambda: initrd() and refused.wrong(source(), build())
+    yield once(name, lambda: initrd() and refused.wrong(source(), build()))
     name = "the selftests are built by LLVM as well"
-    yield name, lambda: selftests_by_clang(source(), jobs)
+    yield once(name, lambda: selftests_by_clang(source(), jobs))
     name = "the selftests are built statically, without Rust, and after what they need changed"
-    yield name, lambda: initrd() and selftest_builds.in_other_ways(source(), build())
-    yield "the helper cannot panic", lambda: no_panic(source(), build())
+    yield once(name, lambda: initrd() and selftest_builds.in_other_ways(source(), build()))
+    yield once("the helper cannot panic", lambda: no_panic(source(), build()))
     for variant in WARNED:
         name = f"{variant} compiles without warnings at W=1"
-        yield name, lambda: kernel_warnings(source(), build(variant))
+        yield once(name, lambda: kernel_warnings(source(), build(variant)))
     for variant, machines in RUN.items():
         for machine in machines:
             name = f"the suite passes on {machine}, {variant} kernel"
@@ -248,7 +271,7 @@ def kernel_checks(source, jobs):
     yield name, lambda: run.boot_program(machine, build(), initrd(), "userfault_fuzz")
     name = f"programs that were packed run on a machine as it is, {machine}"
     yield name, lambda: here.check(machine, build(), jobs)
-    yield "the example VMM passes its own tests", vmm.checks
+    yield once("the example VMM passes its own tests", vmm.checks)
     for machine in VMM_MACHINES:
         name = f"Linux is restored and migrated on demand on {machine}"
         yield name, lambda: vmm.quick(machine, build())

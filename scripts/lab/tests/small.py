@@ -11,6 +11,7 @@ import base
 import common
 import export
 import kgit
+import passed
 import patches
 import send
 import sign
@@ -98,7 +99,8 @@ class Small(Scratch):
             "SIGNED": self.root / "signed",
             "say": mock.Mock(),
         }
-        for module in (base, common, export, kgit, patches, send, sign, track, tree, user_tree):
+        modules = base, common, export, kgit, passed, patches, send, sign, track, tree, user_tree
+        for module in modules:
             have = {name: value for name, value in places.items() if hasattr(module, name)}
             self.replace(module, **have)
 

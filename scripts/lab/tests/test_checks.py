@@ -8,7 +8,10 @@ import sys
 import unittest
 from unittest import mock
 
+import checkpatch
 import ends
+import passed
+import small
 import test
 import tree
 from common import LabError
@@ -67,3 +70,43 @@ class Checks(unittest.TestCase):
         wrong = ["part core, 1 kernel: it does not boot", "part core, 2 kernel: a test failed"]
         with mock.patch.object(ends, "check_each", return_value=looks):
             self.assertEqual(test.parts_alone(None), wrong)
+
+
+class Once(small.Small):
+    """What is not looked at again."""
+
+    def made(self, works):
+        """Makes a check, which ends as it is told to if it is made; says whether it was."""
+        function = mock.Mock(side_effect=[works])
+        passed.content.cache_clear()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertEqual(test.passes(*test.once("a check", function)), not works)
+        return function.called
+
+    def test_once(self):
+        """A check is made until it passes, and again where patches or tree differ."""
+        self.assertEqual([self.made(words) for words in ("no", "", "")], [True, True, False])
+        self.write("new.c", "new\n")
+        self.assertTrue(self.made(""))
+        (self.tree / "new.c").unlink()
+        self.assertFalse(self.made(""))
+        (self.patches / "0003-new.patch").write_text("new\n")
+        self.assertTrue(self.made(""))
+
+    def test_checkpatch(self):
+        """A patch that has passed is looked at again when it or checkpatch changes."""
+        files = sorted(self.patches.glob("0*.patch"))
+        self.assertEqual(self.looked_at(files, ["a remark"], []), files)
+        self.assertEqual(self.looked_at(files, []), files[:1])
+        self.assertEqual(self.looked_at(files), [])
+        files[1].write_text("changed\n")
+        self.assertEqual(self.looked_at(files, []), files[1:])
+        self.write("scripts/checkpatch.pl", "changed\n")
+        self.assertEqual(self.looked_at(files, [], []), files)
+
+    def looked_at(self, files, *remarks):
+        """Returns the patches that checkpatch looks at, where it has remarks to make."""
+        with mock.patch.object(checkpatch, "patch_remarks", side_effect=remarks) as look:
+            found = checkpatch.remarks(self.tree, files)
+        self.assertEqual(found, [line for lines in remarks for line in lines])
+        return [call.args[2] for call in look.call_args_list]

@@ -4,6 +4,7 @@
 import contextlib
 from unittest import mock
 
+import passed
 import small
 import steps
 from common import LabError
@@ -15,9 +16,9 @@ class Steps(small.Scratch):
     def setUp(self):
         super().setUp()
         self.source = {"one": "1", "two": "2", "base": "0"}
+        self.replace(passed, CACHE=self.folder)
         self.replace(
             steps,
-            CACHE=self.folder,
             BUILDS={"4k": ["Image"], "16k": ["Image"]},
             commits=lambda: [("one", "One"), ("two", "Two")],
             content_of=lambda commit, without: self.source[commit],
