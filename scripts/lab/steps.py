@@ -12,7 +12,7 @@ import kernel
 import kgit
 import patches
 import rust
-from common import LabError, output, step
+from common import CACHE, LabError, output, step, write_if_changed
 from overlay import overlays
 from passed import Passed
 
@@ -111,16 +111,25 @@ def look(build, words, commit, names, jobs):
     return found + (aside(build, names, jobs) if build.name == FIRST else [])
 
 
+def of_base(build, words, jobs):
+    """Returns the remarks on the base, which is built for them once, when a patch has some."""
+    texts = [*words, config.text(build.name), content_of("base", ())]
+    path = CACHE / "remarks" / Passed().key(build.name, *texts)
+    if not path.exists():
+        known = kgit.git("ls-tree", "--name-only", "base", "--", *patches.touched_files())
+        known = [name for name in known.splitlines() if not name.endswith(".rs")]
+        write_if_changed(path, "\n".join(look(build, words, "base", known, jobs)))
+    return path.read_text().splitlines()
+
+
 def check_build(variant, left, jobs):
     """Builds commits in one way and yields (commit, remarks that the base does not have)."""
     words = BUILDS[variant] + (sparse_words() if variant == FIRST else [])
     build = kernel.kernel(kgit.TREE, variant, jobs, ["prepare"] if words == COMPILE else ["Image"])
     with overlays(kgit.TREE, build):
-        known = kgit.git("ls-tree", "--name-only", "base", "--", *patches.touched_files())
-        known = [name for name in known.splitlines() if not name.endswith(".rs")]
-        old = set(look(build, words, "base", known, jobs))
         for commit in left:
             found = attempt(look, build, words, commit, files(commit), jobs)
+            old = of_base(build, words, jobs) if found else []
             yield commit, [line for line in found if line not in old]
 
 

@@ -2,6 +2,7 @@
 """What the check of each patch makes of what the compiler and other tools say."""
 
 import contextlib
+import pathlib
 from unittest import mock
 
 import passed
@@ -19,13 +20,15 @@ class Steps(small.Scratch):
         self.replace(passed, CACHE=self.folder)
         self.replace(
             steps,
+            CACHE=self.folder,
+            config=mock.Mock(text=lambda variant: ""),
             BUILDS={"4k": ["Image"], "16k": ["Image"]},
             commits=lambda: [("one", "One"), ("two", "Two")],
             content_of=lambda commit, without: self.source[commit],
             files=lambda commit: [],
             sparse_words=list,
             overlays=mock.Mock(return_value=contextlib.nullcontext()),
-            kernel=mock.Mock(),
+            kernel=mock.Mock(kernel=lambda tree, variant, *_: pathlib.Path(variant)),
             kgit=mock.MagicMock(),
             patches=mock.Mock(**{"touched_files.return_value": []}),
         )
@@ -42,11 +45,11 @@ class Steps(small.Scratch):
         patch that does not build does not end the run; what has passed is not looked at again."""
         lines = ["a.c:7: warning: as ever", "a.c:9: warning: as ever", "a.c:3: warning: new"]
         base, moved, new = (steps.remarks(line) for line in lines)
-        found = self.results(base, moved, moved + new, base, LabError("no"), base)
+        found = self.results(moved, base, moved + new, LabError("no"), base, base)
         wrong = {("4k", "Two"): ["a.c: warning: new"], ("16k", "One"): ["no"]}
         self.assertEqual(found, {("4k", "One"): [], ("16k", "Two"): []} | wrong)
-        self.assertEqual(list(self.results(base, base, base, base)), list(wrong))
+        self.assertEqual(list(self.results(base, [])), list(wrong))
         self.assertEqual(self.results(), {})
         self.source["two"] = "changed"
-        again = list(self.results(base, base, base, base))
+        again = list(self.results([], base))
         self.assertEqual(again, [("4k", "Two"), ("16k", "Two")])
