@@ -139,7 +139,9 @@ def check_each(jobs=None):
     for variant in BUILDS:
         without = () if variant == FIRST else NOT_KERNEL
         keys = {commit: key_of(passed, variant, commit, without) for commit, _ in series}
-        left = [commit for commit, key in keys.items() if key not in passed.keys]
+        # Commits that are alike but for what the build does not see are looked at once.
+        left = {key: commit for commit, key in reversed(keys.items()) if key not in passed.keys}
+        left = list(reversed(left.values()))
         for commit, wrong in check_build(variant, left, jobs) if left else ():
             if not wrong:
                 passed.add(keys[commit])

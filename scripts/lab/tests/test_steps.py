@@ -53,3 +53,5 @@ class Steps(small.Scratch):
         self.source["two"] = "changed"
         again = list(self.results([], base))
         self.assertEqual(again, [("4k", "Two"), ("16k", "Two")])
+        self.source.update(one="alike", two="alike")
+        self.assertEqual(list(self.results([], [])), [("4k", "One"), ("16k", "One")])

@@ -59,6 +59,17 @@ fn exit_leaves_no_ring_entry() {
     expect_eq!(machine.vcpus[0].harvest_dirty_ring(), [(SLOT, Page(0))]);
 }
 
+/// What is only read is in no ring.
+fn reads_leave_no_ring_entry() {
+    let vm = Vm::special(Kind::DirtyRing(4096), PAGES, 1, guest::read_pages);
+    let mut machine = Machine::of_vm(vm, Backing::Anonymous, PAGES);
+    machine.slot.fill();
+    let bitmap = Bitmap::new(PAGES);
+    let _flag = machine.slot.enable_with(&bitmap, LOG);
+    machine.read_all();
+    expect_eq!(machine.vcpus[0].harvest_dirty_ring(), []);
+}
+
 /// Where the VM has no log but the ring, each page of a huge page is in there that is written to,
 /// with the flag and without it: a block would be there as its first page only.
 fn ring_has_each_page_of_a_huge_page() {
@@ -306,6 +317,7 @@ test_main! {
     cases: [
         exit_leaves_no_dirty_bit,
         exit_leaves_no_ring_entry,
+        reads_leave_no_ring_entry,
         ring_has_each_page_of_a_huge_page,
         full_ring_and_marks_alternate,
         toggling_userfault_leaves_the_log_alone,

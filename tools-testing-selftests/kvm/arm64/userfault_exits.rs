@@ -80,8 +80,8 @@ fn check_mark_of_a_page(backing: Backing) {
 }
 
 /// A store exits as a load does, and is executed anew.
-fn store_exits() {
-    let mut machine = Machine::with_guest(Backing::Anonymous, 4, 1, guest::write_pages);
+fn check_store(backing: Backing) {
+    let mut machine = Machine::with_guest(backing, 4, 1, guest::write_pages);
     let bitmap = Bitmap::marked(4);
     let _flag = machine.enable(&bitmap);
 
@@ -256,6 +256,29 @@ fn each_page_has_its_own_bit() {
     }
 }
 
+/// So do pages that are far into a slot, which takes no memory for those before.
+fn pages_far_into_a_slot() {
+    const FAR: usize = 1 << 24;
+    if Bytes::of_pages(2 * FAR) >= Bytes(1 << 40) {
+        ktap::skip("guests have no addresses for so many pages of this size");
+    }
+    let gpa = Gpa(Bytes::of_pages(FAR).0);
+    let (mut vm, vcpus) = Vm::new(16, 1, guest::read_pages);
+    let slot = Slot::undeclared(&vm, &Area::new(Backing::Anonymous, FAR + 8), SLOT, gpa);
+    let bitmap = Bitmap::new(FAR + 8).with(FAR + 3..FAR + 4).with(5..6);
+    let _flag = slot.enable(&bitmap);
+    vm.map(Gva(gpa.0), slot.gpa(Page(FAR)), 8);
+    let mut machine = Machine::of_slot((vm, vcpus), slot);
+    machine.vcpus[0].set_args(Gva(gpa.0), 8, page_size() as u64);
+    for page in 0..8 {
+        if page == 3 {
+            expect_eq!(machine.run(), machine.userfault(Page(FAR + 3)));
+            bitmap.clear(Page(FAR + 3));
+        }
+        expect_eq!(machine.run(), Exit::Sync(page, 0));
+    }
+}
+
 /// The bitmap may be anywhere, at any alignment, shared or read-only, and not a byte behind it is
 /// touched: the area ends there.
 fn bitmap_may_be_anywhere() {
@@ -281,8 +304,8 @@ fn bitmap_may_be_anywhere() {
 
 /// Where the bitmap cannot be read KVM_RUN fails, without a claim that the page was marked, also
 /// right after an exit, and the vCPU runs on as soon as it can be read.
-fn unreadable_bitmap_is_an_error() {
-    let mut machine = Machine::new(Backing::Anonymous, 16);
+fn check_unreadable_bitmap(backing: Backing) {
+    let mut machine = Machine::new(backing, 16);
     let area = Area::new(Backing::Anonymous, 1);
     let bitmap = Bitmap::within(&area, 0, 16).with(1..2);
     machine.slot.fill();
@@ -504,15 +527,19 @@ test_main! {
         exit_maps_nothing,
         mark_is_for_all_of_the_page = || check_mark_of_a_page(Backing::Anonymous),
         mark_is_for_all_of_the_page_of_guest_memfd = || check_mark_of_a_page(Backing::GuestMemfd),
-        store_exits,
+        store_exits = || check_store(Backing::Anonymous),
+        store_to_guest_memfd_exits = || check_store(Backing::GuestMemfd),
         every_kind_of_access_exits,
         accesses_across_a_seam_exit,
         sve_exits,
         prefetch_does_not_exit,
         walk_of_stage_1_exits,
         each_page_has_its_own_bit,
+        pages_far_into_a_slot,
         bitmap_may_be_anywhere,
-        unreadable_bitmap_is_an_error,
+        unreadable_bitmap_is_an_error = || check_unreadable_bitmap(Backing::Anonymous),
+        unreadable_bitmap_of_guest_memfd_is_an_error = ||
+            check_unreadable_bitmap(Backing::GuestMemfd),
         bitmap_may_lose_its_memory,
         vcpus_share_a_page,
         marks_that_nobody_clears,

@@ -160,9 +160,56 @@ fn nothing_else_changes() {
     let flag = machine.enable(&bitmap);
     let moved = slot.region().at(elsewhere).set_unguarded();
     expect_eq!(moved, Err(Errno::EINVAL), "moved while the flag is set");
+    let same = slot.region().set_unguarded();
+    expect_eq!(same, Ok(()), "the same while the flag is set");
     machine.read_all();
     flag.disable();
     machine.read_all();
+}
+
+/// A toggle leaves another slot alone that has the next part of the file.
+fn neighbours_in_a_file() {
+    let (mut vm, mut vcpus) = Vm::new(2 * PAGES, 1, guest::read_pages);
+    let area = vm.guest_memfd(2 * PAGES, 0);
+    area.fill();
+    vm.map(Gva(GPA.0), GPA, 2 * PAGES);
+    vcpus[0].set_args(Gva(GPA.0), 2 * PAGES as u64, page_size() as u64);
+    let slots = [0..PAGES, PAGES..2 * PAGES].map(|part| {
+        let id = SLOT + u32::from(part.start != 0);
+        let slot = Slot::undeclared(&vm, &area, id, GPA);
+        expect_eq!(slot.region().part(part).set(), Ok(()));
+        slot
+    });
+    let bitmap = Bitmap::new(PAGES);
+    for slot in &slots {
+        slot.enable(&bitmap).disable();
+        // The other is bound still: the hole is its own, too.
+        for hole in [0, PAGES - 1, PAGES, 2 * PAGES - 1].map(Page) {
+            area.punch(hole.0..hole.0 + 1);
+            for page in pages(0..2 * PAGES) {
+                let word = if page == hole { 0 } else { page.into() };
+                expect_eq!(vcpus[0].run(), Exit::Sync(page.into(), word));
+            }
+            area.word(hole, 0).store(hole.into(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A call that is refused keeps nothing of the file that it names, which would keep the VM.
+fn refused_call_keeps_no_file() {
+    let machine = machine();
+    let other = machine.vm.guest_memfd(PAGES, 0);
+    let bitmap = Bitmap::new(PAGES);
+    let enabled = machine
+        .slot
+        .region()
+        .toggled(KVM_MEM_USERFAULT)
+        .bitmap(&bitmap);
+    let refused = enabled.guest_memfd(Some(&other)).set_unguarded();
+    expect_eq!(refused, Err(Errno::EINVAL));
+    let debugfs = machine.vm.debugfs();
+    drop((machine, other));
+    ktap::wait_for("the VM to go", || !debugfs.is_dir());
 }
 
 /// Toggling and punching holes while vCPUs run: none sees anything but userfaults and zeroes, and
@@ -315,6 +362,8 @@ test_main! {
         toggle_keeps_the_binding,
         slot_is_created_with_the_flag,
         nothing_else_changes,
+        neighbours_in_a_file,
+        refused_call_keeps_no_file,
         toggle_under_vcpus,
         hole_at_the_moment_of_a_toggle,
         flag_is_cleared_when_the_file_is_closed,

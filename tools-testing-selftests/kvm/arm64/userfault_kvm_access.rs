@@ -300,6 +300,17 @@ fn what_is_saved_to_a_marked_page_is_lost() {
     expect_eq!(signalled, false, "there is an interrupt for the event");
 }
 
+/// A log has what KVM saves.
+fn log_has_what_is_saved() {
+    let parts = Part::Devices..Part::Commands;
+    let (machine, its) = restore(Supplied::First, parts, restore_tables);
+    let bitmap = Bitmap::new(machine.slot.pages());
+    let _flag = machine.slot.enable_with(&bitmap, KVM_MEM_LOG_DIRTY_PAGES);
+    expect_eq!(its.save_tables(), Ok(()));
+    let dirty = machine.slot.dirty_pages();
+    assert!(dirty.contains(&Page(Part::Devices.page())), "{dirty:?}");
+}
+
 test_main! {
     about: "Accesses of KVM itself to marked pages, where the interrupt controller has its tables.",
     needs: needs_userfault,
@@ -325,5 +336,6 @@ test_main! {
         entries_are_taken_out_by_userfaultfd = || check_unmapped(Supplied::ByUserfaultfd, false),
         entries_are_taken_out_of_what_was_supplied = || check_unmapped(Supplied::First, false),
         what_is_saved_to_a_marked_page_is_lost,
+        log_has_what_is_saved,
     ],
 }

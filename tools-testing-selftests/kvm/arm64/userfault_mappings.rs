@@ -26,6 +26,15 @@ fn check_marks_in_huge_page(backing: Backing) {
     }
 }
 
+/// The same for hugetlb of which a page is no block, as far as there is some.
+fn marks_in_hugetlb_of_other_sizes() {
+    let sizes: Vec<Backing> = Backing::other_hugetlb().collect();
+    if sizes.is_empty() {
+        ktap::skip("no free hugetlb pages of another size (/sys/kernel/mm/hugepages)");
+    }
+    sizes.into_iter().for_each(check_marks_in_huge_page);
+}
+
 /// Returns all pages of a machine's slot.
 fn all(machine: &Machine) -> Vec<Page> {
     pages(0..machine.slot.pages()).collect()
@@ -197,6 +206,29 @@ fn permission_faults_split_blocks() {
     }
 }
 
+/// A permission fault makes no block of pages, either, where one is marked.
+fn permission_faults_join_no_pages() {
+    let (backing, entry) = (Backing::AnonymousThp, guest::write_pages);
+    let mut machine = Machine::with_huge_pages_and_guest(backing, 1, 2, entry);
+    let last = machine.slot.pages() - 1;
+    machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES);
+    for page in pages(0..last) {
+        expect_eq!(machine.run(), Exit::numbered(page));
+    }
+    // The pages that are mapped stay so, for reading.
+    [0, KVM_MEM_LOG_DIRTY_PAGES, 0].map(|flags| machine.slot.set_flags(flags));
+    let bitmap = Bitmap::new(last + 1).with(last..last + 1);
+    let _flag = machine.enable(&bitmap);
+    let userfault = machine.userfault(Page(last));
+    // The other vCPU begins at the first page.
+    let vcpu = &mut machine.vcpus[1];
+    for page in pages(0..last) {
+        expect_eq!(vcpu.run(), Exit::numbered(page));
+    }
+    expect_eq!(vcpu.run(), userfault);
+    expect_eq!(machine.slot.in_blocks(), []);
+}
+
 /// Once the flag is clear, faults are sized as in any other slot.
 fn faults_after_a_disable_map_blocks() {
     let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
@@ -250,6 +282,7 @@ test_main! {
         marks_in_shmem_thp = || check_marks_in_huge_page(Backing::ShmemThp),
         marks_in_anonymous_hugetlb = || check_marks_in_huge_page(Backing::AnonymousHugetlb),
         marks_in_shared_hugetlb = || check_marks_in_huge_page(Backing::SharedHugetlb),
+        marks_in_hugetlb_of_other_sizes,
         block_never_covers_a_marked_page,
         blocks_of_anonymous_thp: needs_helper = ||
             check_blocks_of_clear_memory(Backing::AnonymousThp),
@@ -264,6 +297,7 @@ test_main! {
         logged_slot_has_pages,
         unreadable_marks_keep_a_block_out,
         permission_faults_split_blocks: needs_helper,
+        permission_faults_join_no_pages,
         faults_after_a_disable_map_blocks,
         recreated_slot_has_blocks,
         slot_of_several_mappings,

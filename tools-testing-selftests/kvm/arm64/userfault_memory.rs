@@ -36,6 +36,16 @@ fn read_only_slot() {
     machine.read(1..PAGES);
 }
 
+fn block_of_a_read_only_slot_never_covers_a_marked_page() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    let last = machine.slot.pages() - 1;
+    let bitmap = Bitmap::new(last + 1).with(last..last + 1);
+    expect_eq!(machine.slot.region().delete(), Ok(()));
+    let _flag = machine.slot.enable_with(&bitmap, KVM_MEM_READONLY);
+    machine.read(0..last);
+    expect_eq!(machine.run(), machine.userfault(Page(last)));
+}
+
 fn stores_to_a_read_only_slot() {
     let mut machine = Machine::with_guest(Backing::Anonymous, 2, 1, guest::write_pages);
     let bitmap = Bitmap::new(2).with(0..1);
@@ -238,6 +248,21 @@ fn empty_page(_page: Page) -> Vec<u8> {
     vec![0; page_size()]
 }
 
+/// A page that is marked and dropped while KVM waits for it is not mapped.
+fn check_dropped_while_kvm_waits(backing: Backing) {
+    let mut machine = Machine::new(backing, PAGES);
+    let (slot, userfault) = (machine.slot.clone(), machine.userfault(Page(0)));
+    let bitmap = Bitmap::new(PAGES);
+    let _flag = machine.enable(&bitmap);
+    let uffd = Uffd::new(slot.area());
+    let exit = uffd.run(&mut machine.vcpus[0], |page| {
+        bitmap.mark(page);
+        slot.discard(page);
+        uffd.copy(page, &empty_page(page));
+    });
+    expect_eq!(exit, userfault);
+}
+
 /// KVM's own accesses do not exit. userfaultfd on the same memory covers them, and both work side
 /// by side: here KVM writes stolen time to a marked page that is missing.
 fn accesses_of_kvm_are_for_userfaultfd() {
@@ -337,6 +362,41 @@ fn bitmap_comes_by_userfaultfd() {
     expect_eq!(asked, [Page(0)]);
 }
 
+/// So does the call that sets the flag, where it looks at the marks of what is mapped.
+fn enable_waits_for_the_bitmap() {
+    let mut machine = Machine::new(Backing::Anonymous, PAGES);
+    machine.slot.fill();
+    machine.read_all();
+    let area = Area::new(Backing::Anonymous, 1);
+    let uffd = Uffd::new(&area);
+    let bitmap = Bitmap::within(&area, 0, PAGES);
+    let (_flag, asked) = uffd.serve(empty_page, || machine.enable(&bitmap));
+    expect_eq!(asked, [Page(0)]);
+}
+
+/// The marks of a block may come by userfaultfd, from someone who changes the VMM's mappings first.
+fn marks_of_a_block_come_by_userfaultfd() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    let all: Vec<Page> = pages(0..machine.slot.pages()).collect();
+    let (area, other) = (
+        Area::new(Backing::Anonymous, 2),
+        Area::new(Backing::Anonymous, 1),
+    );
+    // Half of the marks are in the second page.
+    let bitmap = Bitmap::within(&area, page_size() - all.len() / 16, all.len());
+    let _flag = machine.slot.recreate(&bitmap);
+    // There is a first page.
+    bitmap.clear(Page(0));
+    let uffd = Uffd::new(&area);
+    let exit = uffd.run(&mut machine.vcpus[0], |page| {
+        expect_eq!(page, Page(1));
+        other.protect(Access::Read);
+        uffd.copy(page, &empty_page(page));
+    });
+    expect_eq!(exit, Exit::numbered(Page(0)));
+    expect_eq!(machine.slot.in_blocks(), all);
+}
+
 /// Where nobody serves the bitmap a vCPU waits. A kick is not lost then: KVM_RUN ends when the
 /// bitmap is there. Nor does the wait keep the VMM from ending, as this case does.
 fn bitmap_that_nobody_serves() {
@@ -347,23 +407,18 @@ fn bitmap_that_nobody_serves() {
     let flag = machine.enable(&bitmap);
     area.drop_page(Page(0));
     let uffd = Uffd::new(&area);
-    let wait = || expect_eq!(uffd.wait(Duration::from_secs(30)), Some(Page(0)));
-
-    let vcpu = &mut machine.vcpus[0];
-    let kicker = vcpu.kicker();
-    thread::scope(|scope| {
-        let runner = scope.spawn(|| vcpu.run());
-        wait();
+    let kicker = machine.vcpus[0].kicker();
+    let exit = uffd.run(&mut machine.vcpus[0], |page| {
         kicker.kick();
-        uffd.copy(Page(0), &empty_page(Page(0)));
-        expect_eq!(runner.join().ok(), Some(Exit::Kicked));
+        uffd.copy(page, &empty_page(page));
     });
+    expect_eq!(exit, Exit::Kicked);
     machine.read(0..2);
 
     area.drop_page(Page(0));
     let mut vcpu = machine.vcpus.remove(0);
     thread::spawn(move || panic!("nobody served the bitmap: {:x?}", vcpu.run()));
-    wait();
+    expect_eq!(uffd.wait(Duration::from_secs(30)), Some(Page(0)));
     // To clear the flag would wait for the vCPU, and to close the userfaultfd would wake it.
     std::mem::forget((flag, uffd));
 }
@@ -466,6 +521,7 @@ test_main! {
     cases: [
         read_only_slot: needs_userfault,
         stores_to_a_read_only_slot: needs_userfault,
+        block_of_a_read_only_slot_never_covers_a_marked_page: needs_userfault,
         memory_of_a_driver: needs_userfault,
         poisoned_page_exits_while_marked: needs_userfault,
         discarded_page_is_empty_when_it_is_cleared: needs_userfault,
@@ -474,10 +530,16 @@ test_main! {
         collapse_of_anonymous_pages: needs_userfault = || check_collapse(Backing::AnonymousThp),
         collapse_of_shared_pages: needs_userfault = || check_collapse(Backing::ShmemThp),
         pages_are_moved_about: needs_userfault,
+        page_is_dropped_while_kvm_waits_for_it: needs_userfault = ||
+            check_dropped_while_kvm_waits(Backing::Anonymous),
+        shared_page_is_dropped_while_kvm_waits_for_it: needs_userfault = ||
+            check_dropped_while_kvm_waits(Backing::Shmem),
         accesses_of_kvm_are_for_userfaultfd: needs_userfault,
         what_kvm_writes_to_a_marked_page_is_lost: needs_userfault,
         userfaultfd_for_user_mode_only: needs_userfault,
         bitmap_comes_by_userfaultfd: needs_userfault,
+        enable_waits_for_the_bitmap: needs_helper,
+        marks_of_a_block_come_by_userfaultfd: needs_helper,
         bitmap_that_nobody_serves: needs_userfault,
         tags_are_restored: needs_userfault,
         tags_of_a_marked_page: needs_userfault,

@@ -46,6 +46,24 @@ guest_code! {
         guest.enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
     }
 
+    /// As [`run_reader`], with an L2 that writes to the pages.
+    fn run_writer(guest: Guest, base: Gva, pages: u64, page_size: u64) {
+        guest.set_stage2(TABLE, page_size);
+        guest.enter_l2(guest_el2::STAGE2, guest::write_pages, base, pages, page_size)
+    }
+
+    /// As [`run_reader`], with an L2 that has the addresses of L1.
+    fn run_reader_without_stage2(guest: Guest, base: Gva, pages: u64, page_size: u64) {
+        guest.enter_l2(0, guest::read_pages, base, pages, page_size)
+    }
+
+    /// As [`run_reader`], where the L2 of each vCPU has a VMID of its own.
+    fn run_reader_with_own_vmid(guest: Guest, base: Gva, pages: u64, page_size: u64) {
+        guest.set_stage2(TABLE, page_size);
+        guest.use_own_vmid();
+        guest.enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
+    }
+
     /// As [`run_reader`], with [`GRANULE`]. L1 tells first whether it has that.
     fn run_reader_by_granule(guest: Guest, base: Gva, pages: u64, page_size: u64) {
         guest.sync(0, guest.has_stage2_granule_of_64k().into());
@@ -87,10 +105,23 @@ guest_code! {
         guest.enter_l2(guest_el2::NV2, use_register, vncr, more, 0)
     }
 
-    /// L1, which has the CPU translate an address over and over.
+    /// L1, which has the CPU translate an address over and over, in one of the ways that there are.
     fn translate(guest: Guest, address: Gva, _first: u64, _second: u64) {
         loop {
             guest.sync(0, guest.translate(address));
+        }
+    }
+
+    fn translate_for_el2(guest: Guest, address: Gva, _first: u64, _second: u64) {
+        loop {
+            guest.sync(0, guest.translate_for_el2(address));
+        }
+    }
+
+    fn translate_for_l2(guest: Guest, address: Gva, _pages: u64, page_size: u64) {
+        guest.set_stage2(TABLE, page_size);
+        loop {
+            guest.sync(0, guest.translate_for_l2(address));
         }
     }
 }
@@ -190,8 +221,28 @@ fn check_marked_page_of_l2(backing: Backing) {
     machine.read_all();
 }
 
-/// The same where L2's addresses are addresses of the slot as well, but of other pages of it: here
-/// L2's third gigabyte is L1's fourth, and the slot has both.
+/// A store of L2 exits as a load does, and is executed anew. The log has L1's pages that L2 writes
+/// to, when it does.
+fn store_of_l2_exits() {
+    let (mut machine, _table) = with_l2([Backing::Anonymous; 2], 4, 1, run_writer);
+    let bitmap = Bitmap::marked(4);
+    let _flag = machine.slot.enable_with(&bitmap, KVM_MEM_LOG_DIRTY_PAGES);
+    for page in pages(0..4) {
+        machine.slot.write(page, 0, 100);
+        expect_eq!(machine.run(), machine.userfault(page));
+        expect_eq!(machine.slot.read(page, 0), 100, "written while marked");
+        bitmap.clear(page);
+        if page == Page(3) {
+            expect_eq!(machine.slot.dirty_pages(), [0, 1, 2].map(Page));
+        }
+        expect_eq!(machine.run(), Exit::numbered(page));
+        expect_eq!(machine.slot.read(page, 0), u64::from(page));
+    }
+    expect_eq!(machine.slot.dirty_pages(), [Page(3)]);
+}
+
+/// Exits name the right page where L2's addresses are addresses of the slot as well, but of other
+/// pages of it: here L2's third gigabyte is L1's fourth, and the slot has both.
 fn l2_addresses_inside_the_slot() {
     let gigabyte = Bytes(1 << 30);
     let half = gigabyte.0 as usize / page_size();
@@ -322,6 +373,49 @@ fn check_dropped_page_of_l2(backing: Backing) {
         machine.slot.write(dropped, 0, dropped.into());
         bitmap.clear(dropped);
         machine.read(dropped.0..19);
+    }
+}
+
+/// A slot that is created again, with the flag, has nothing that L2 could use from before.
+fn recreated_slot_of_l2_exits() {
+    let mut machine = with_reader(Backing::Anonymous, 4);
+    machine.read_all();
+    let bitmap = Bitmap::new(4).with(2..3);
+    let _flag = machine.slot.recreate(&bitmap);
+    machine.read(0..2);
+    expect_eq!(machine.run(), machine.userfault(Page(2)));
+    bitmap.clear(Page(2));
+    machine.read(2..4);
+}
+
+/// An L2 without a stage 2 of L1's has one of KVM's all the same.
+fn l2_without_stage2_exits() {
+    let vm = Vm::new(8, 1, run_reader_without_stage2);
+    let mut machine = Machine::of_vm(vm, Backing::Anonymous, 4);
+    machine.slot.fill();
+    machine.read_all();
+    let bitmap = Bitmap::new(4).with(1..2);
+    let _flag = machine.enable(&bitmap);
+    machine.read(0..1);
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
+    bitmap.clear(Page(1));
+    machine.read(1..4);
+}
+
+/// A page goes from each L2 that there is.
+fn dropped_page_of_two_l2s_exits() {
+    let entry = run_reader_with_own_vmid;
+    let (mut machine, _table) = with_l2([Backing::Anonymous; 2], 2, 2, entry);
+    let bitmap = Bitmap::new(2);
+    let _flag = machine.enable(&bitmap);
+    for vcpu in &mut machine.vcpus {
+        pages(0..2).for_each(|page| expect_eq!(vcpu.run(), Exit::numbered(page)));
+    }
+    bitmap.mark(Page(0));
+    machine.slot.discard(Page(0));
+    let userfault = machine.userfault(Page(0));
+    for vcpu in &mut machine.vcpus {
+        expect_eq!(vcpu.run(), userfault);
     }
 }
 
@@ -470,6 +564,64 @@ fn vncr_page_with_an_unreadable_bitmap() {
     expect_eq!(machine.run(), Exit::Sync(READ, 100));
 }
 
+/// A page that is marked and dropped while KVM waits for it, to map it for such a register, is not
+/// mapped.
+fn vncr_page_is_dropped_while_kvm_waits_for_it() {
+    let mut machine = with_registers(Backing::Anonymous, 1, 0);
+    let (slot, userfault) = (machine.slot.clone(), machine.userfault(REGISTERS));
+    let mut content = slot.content(REGISTERS);
+    content[8 * register_word()] = 100;
+    slot.discard(REGISTERS);
+    let bitmap = Bitmap::new(slot.pages());
+    let _flag = machine.enable(&bitmap);
+    let uffd = Uffd::new(slot.area());
+    let exit = uffd.run(&mut machine.vcpus[0], |page| {
+        bitmap.mark(page);
+        slot.discard(page);
+        uffd.copy(page, &content);
+    });
+    expect_eq!(exit, userfault);
+    bitmap.clear(REGISTERS);
+    expect_eq!(machine.run(), Exit::Sync(READ, 100));
+}
+
+/// What a vCPU has found marked when it is stopped is looked at again when it runs on: by then the
+/// page may be there, the flag clear or the slot gone.
+fn mark_that_was_found_before_a_stop() {
+    for change in ["supplied", "disabled", "deleted"] {
+        let mut machine = with_registers(Backing::Anonymous, 1, 0);
+        let slot = machine.slot.clone();
+        slot.write(REGISTERS, register_word(), 100);
+        let area = Area::new(Backing::Anonymous, 1);
+        let bitmap = Bitmap::within(&area, 0, slot.pages()).with(1..2);
+        let marks: Vec<u8> = (0..page_size())
+            .map(|byte| 2 * u8::from(byte == 0))
+            .collect();
+        let flag = machine.enable(&bitmap);
+        area.drop_page(Page(0));
+        let uffd = Uffd::new(&area);
+        let kicker = machine.vcpus[0].kicker();
+        let exit = uffd.run(&mut machine.vcpus[0], |page| {
+            // The vCPU is stopped before it knows of the mark, and so before it exits for that.
+            kicker.kick();
+            uffd.copy(page, &marks);
+        });
+        expect_eq!(exit, Exit::Kicked);
+        expect_eq!(bitmap.is_marked(REGISTERS), true);
+        match change {
+            "supplied" => drop(bitmap.clear(REGISTERS)),
+            "disabled" => flag.disable(),
+            _ => expect_eq!(slot.region().delete(), Ok(())),
+        }
+        let exit = machine.run();
+        if change == "deleted" {
+            assert!(matches!(exit, Exit::Exception { .. }), "{exit:x?}");
+        } else {
+            expect_eq!(exit, Exit::Sync(READ, 100), "{change}");
+        }
+    }
+}
+
 /// A register of L2 that is in memory, as the vCPU has seen it and the VMM supplies it.
 #[derive(Default)]
 struct Register {
@@ -584,6 +736,36 @@ fn marked_stage2_table_of_l1_exits() {
     expect_eq!(machine.vcpus[0].stat(c"userfault_exits"), 2);
 }
 
+/// L1 may have its tables in a read-only slot, as firmware has them.
+fn marked_table_in_a_read_only_slot_exits() {
+    let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, run_reader);
+    let bitmap = Bitmap::marked(table.slot.pages());
+    expect_eq!(table.slot.region().delete(), Ok(()));
+    let _flag = table.slot.enable_with(&bitmap, KVM_MEM_READONLY);
+    expect_eq!(machine.run(), Exit::userfault(TABLE));
+    bitmap.clear(Page(0));
+    machine.read_all();
+}
+
+/// A table that is marked and dropped while KVM waits for it is not read.
+fn table_is_dropped_while_kvm_waits_for_it() {
+    let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, translate_for_l2);
+    let slot = &table.slot;
+    let content = slot.content(Page(0));
+    slot.discard(Page(0));
+    let bitmap = Bitmap::new(slot.pages());
+    let _flag = slot.enable(&bitmap);
+    let uffd = Uffd::new(slot.area());
+    let exit = uffd.run(&mut machine.vcpus[0], |page| {
+        bitmap.mark(page);
+        slot.discard(page);
+        uffd.copy(page, &content);
+    });
+    expect_eq!(exit, Exit::userfault(TABLE));
+    bitmap.clear(Page(0));
+    expect_eq!(machine.run(), Exit::Sync(0, L1_GPA.0));
+}
+
 /// KVM writes to L1's stage 2 tables where L1's CPU is to set the access flag. A marked page of
 /// them exits all the same, and the flag is set in what was supplied.
 fn access_flag_is_set_in_a_supplied_table() {
@@ -638,8 +820,8 @@ fn marked_stage1_table_of_a_vncr_page_exits() {
 
 /// KVM reads L1's stage 1 tables to translate an address for it. A marked page of them exits with
 /// its address, and L1 is told the right address when it is clear.
-fn marked_stage1_table_of_a_translation_exits() {
-    let (mut vm, mut vcpus) = Vm::new(4, 1, translate);
+fn check_stage1_table_of_a_translation(entry: guest::Entry) {
+    let (mut vm, mut vcpus) = Vm::new(4, 1, entry);
     let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, L1_GPA, 4);
     vm.map(Gva(ELSEWHERE), L1_GPA, 4);
     vcpus[0].set_args(Gva(ELSEWHERE), 0, 0);
@@ -663,6 +845,17 @@ fn marked_stage1_table_of_a_translation_exits() {
     expect_eq!(machine.run(), Exit::Sync(0, L1_GPA.0));
 }
 
+/// The same for L1's stage 2 tables.
+fn marked_stage2_table_of_a_translation_exits() {
+    let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, translate_for_l2);
+    let bitmap = Bitmap::marked(table.slot.pages());
+    let _flag = table.slot.enable(&bitmap);
+    expect_eq!(machine.run(), Exit::userfault(TABLE));
+    expect_eq!(machine.run(), Exit::userfault(TABLE), "again");
+    bitmap.clear(Page(0));
+    expect_eq!(machine.run(), Exit::Sync(0, L1_GPA.0));
+}
+
 /// Skips the case where the kernel or the machine does not have what it takes.
 fn needs_userfault_and_el2() {
     needs_userfault();
@@ -678,22 +871,34 @@ test_main! {
     cases: [
         marked_page_of_l2_exits_with_l1_address = || check_marked_page_of_l2(Backing::Anonymous),
         marked_page_of_l2_in_guest_memfd_exits = || check_marked_page_of_l2(Backing::GuestMemfd),
+        store_of_l2_exits,
         l2_addresses_inside_the_slot,
         marks_inside_a_page_of_l1,
         block_of_l2_never_covers_a_marked_page,
         enable_leaves_no_marked_page_in_shadow_stage2,
         dropped_page_of_l2_exits = || check_dropped_page_of_l2(Backing::Anonymous),
         hole_in_guest_memfd_of_l2_exits = || check_dropped_page_of_l2(Backing::GuestMemfd),
+        recreated_slot_of_l2_exits,
+        l2_without_stage2_exits,
+        dropped_page_of_two_l2s_exits,
         all_of_l1_is_marked = || check_all_of_l1(Backing::Anonymous),
         all_of_l1_in_guest_memfd_is_marked = || check_all_of_l1(Backing::GuestMemfd),
         race_for_a_page_of_l2,
         marked_vncr_page_exits = || check_vncr_page(Backing::Anonymous),
         marked_vncr_page_of_guest_memfd_exits = || check_vncr_page(Backing::GuestMemfd),
         vncr_page_with_an_unreadable_bitmap,
+        vncr_page_is_dropped_while_kvm_waits_for_it,
+        mark_that_was_found_before_a_stop,
         race_for_vncr_pages,
         marked_stage2_table_of_l1_exits,
+        marked_table_in_a_read_only_slot_exits,
+        table_is_dropped_while_kvm_waits_for_it,
         access_flag_is_set_in_a_supplied_table,
         marked_stage1_table_of_a_vncr_page_exits,
-        marked_stage1_table_of_a_translation_exits,
+        marked_stage1_table_of_a_translation_exits = ||
+            check_stage1_table_of_a_translation(translate),
+        marked_stage1_table_of_a_translation_for_el2_exits = ||
+            check_stage1_table_of_a_translation(translate_for_el2),
+        marked_stage2_table_of_a_translation_exits,
     ],
 }

@@ -93,6 +93,24 @@ fn marked_pages_go_and_others_stay() {
     }
 }
 
+/// The same as the guest sees it, which runs where nothing else shows stage 2.
+fn runs_of_marked_pages_exit() {
+    let mut machine = all_mapped(Backing::Anonymous, 2100);
+    let bitmap = Bitmap::new(2100)
+        .with(7..9)
+        .with(63..65)
+        .with(1000..1200)
+        .with(2040..2056);
+    let _flag = machine.enable(&bitmap);
+    for page in pages(0..2100) {
+        if bitmap.is_marked(page) {
+            expect_eq!(machine.run(), machine.userfault(page));
+            bitmap.clear(page);
+        }
+        machine.read(page.0..page.0 + 1);
+    }
+}
+
 /// A block that has a marked page goes as a whole, be it the first, and its neighbour stays.
 fn blocks_with_a_mark_go() {
     let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 2);
@@ -198,6 +216,47 @@ fn pages_of_a_later_step_go_whose_bit_is_unreadable() {
     area.protect_pages(1..2, Access::None);
     let _flag = machine.enable(&bitmap);
     expect_eq!(machine.slot.mapped(), mapped[1..2]);
+}
+
+/// A step that is all of the slot's, and begins with a page whose bit is within a byte, is like any
+/// other: what is not marked stays.
+fn whole_step_that_begins_within_a_byte() {
+    let (entries, first) = (before_a_step().0, 3);
+    let step = if page_size() == 4096 {
+        entries * entries
+    } else {
+        entries
+    };
+    let gpa = Gpa((2 << 30) - Bytes::of_pages(first).0);
+    let (mut vm, vcpus) = Vm::new(16, 1, guest::read_pages);
+    let area = Area::new(Backing::Anonymous, first + step);
+    let slot = Slot::undeclared(&vm, &area, SLOT, gpa);
+    expect_eq!(slot.region().set(), Ok(()));
+    vm.map(Gva(gpa.0), gpa, 8);
+    let mut machine = Machine::of_slot((vm, vcpus), slot);
+    machine.vcpus[0].set_args(Gva(gpa.0), 8, page_size() as u64);
+    pages(0..8).for_each(|page| machine.slot.write(page, 0, page.into()));
+    machine.read(0..8);
+    let bitmap = Bitmap::new(first + step).with(5..6);
+    let _flag = machine.enable(&bitmap);
+    expect_eq!(machine.slot.mapped(), [0, 1, 2, 3, 4, 6, 7].map(Page));
+}
+
+/// Other slots stay as they are, also where all of one goes.
+fn other_slots_stay_mapped() {
+    let (mut vm, mut vcpus) = Vm::new(32, 1, guest::read_pages);
+    let [slot, next] = [0, 16].map(|page| {
+        let (id, gpa) = (SLOT + page as u32, GPA + Bytes::of_pages(page));
+        Slot::new(&mut vm, Backing::Anonymous, id, gpa, 16)
+    });
+    vcpus[0].set_args(Gva(GPA.0), 32, page_size() as u64);
+    (0..32).for_each(|page| expect_eq!(vcpus[0].run(), Exit::Sync(page, 0)));
+    let area = Area::new(Backing::Anonymous, 1);
+    area.protect(Access::None);
+    let bitmap = Bitmap::within(&area, 0, 16);
+    let _flag = slot.enable(&bitmap);
+    expect_eq!(slot.mapped(), []);
+    expect_eq!(next.mapped(), pages(0..16).collect::<Vec<_>>());
 }
 
 /// A mark that is there before the call and until its end counts, whatever becomes of others
@@ -419,10 +478,13 @@ test_main! {
         enable_takes_marked_pages_away,
         no_marked_page_stays_mapped,
         marked_pages_go_and_others_stay: needs_helper,
+        runs_of_marked_pages_exit,
         blocks_with_a_mark_go: needs_helper,
         hole_does_not_hide_what_follows,
         pages_go_whose_bit_is_unreadable,
         pages_of_a_later_step_go_whose_bit_is_unreadable: needs_helper,
+        whole_step_that_begins_within_a_byte: needs_helper,
+        other_slots_stay_mapped,
         marks_count_that_last_through_the_call,
         slot_is_created_with_the_flag,
         slots_with_slices_of_one_bitmap,

@@ -48,6 +48,8 @@ pub enum Backing {
     AnonymousThp,
     /// Anonymous memory of the default huge page size of hugetlbfs.
     AnonymousHugetlb,
+    /// Anonymous memory of another size of hugetlbfs, of so many bytes.
+    OtherHugetlb(Bytes),
     /// Shared memory.
     Shmem,
     /// Shared memory that the kernel is asked to back by transparent huge pages.
@@ -60,7 +62,10 @@ pub enum Backing {
 
 impl Backing {
     fn is_hugetlb(self) -> bool {
-        matches!(self, Self::AnonymousHugetlb | Self::SharedHugetlb)
+        matches!(
+            self,
+            Self::AnonymousHugetlb | Self::OtherHugetlb(_) | Self::SharedHugetlb
+        )
     }
 
     /// Returns how many pages of the host one of its pages is, or [`None`] where the kernel has no
@@ -72,6 +77,7 @@ impl Backing {
                 fs::read_to_string(text).ok()?.trim().parse().ok()?
             }
             Self::AnonymousHugetlb | Self::SharedHugetlb => meminfo("Hugepagesize:")? << 10,
+            Self::OtherHugetlb(size) => size.0 as usize,
             Self::Anonymous | Self::Shmem | Self::GuestMemfd => page_size(),
         };
         Some(size / page_size())
@@ -82,12 +88,21 @@ impl Backing {
         let pages = self
             .huge_pages()
             .unwrap_or_else(|| ktap::skip(format!("no {self:?} in this kernel")));
-        if self.is_hugetlb() && meminfo("HugePages_Free:").unwrap_or(0) < count {
+        if self.is_hugetlb() && free_hugetlb(Bytes::of_pages(pages)) < count {
             ktap::skip(format!(
                 "fewer than {count} free hugetlb pages (nr_hugepages)"
             ));
         }
         pages
+    }
+
+    /// Returns the sizes of hugetlbfs, but the default, of which there is a free page.
+    pub fn other_hugetlb() -> impl Iterator<Item = Self> {
+        let default = Self::AnonymousHugetlb.huge_pages().map(Bytes::of_pages);
+        let shifts = page_size().trailing_zeros()..u64::BITS;
+        let sizes = shifts.map(|shift| Bytes(1 << shift));
+        let is_free = move |size: &Bytes| Some(*size) != default && free_hugetlb(*size) != 0;
+        sizes.filter(is_free).map(Self::OtherHugetlb)
     }
 }
 
@@ -96,6 +111,13 @@ fn meminfo(name: &str) -> Option<usize> {
     let text = fs::read_to_string("/proc/meminfo").expect("cannot read /proc/meminfo");
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+/// Returns how many pages of a size hugetlbfs can give.
+fn free_hugetlb(size: Bytes) -> usize {
+    let folder = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", size.0 >> 10);
+    let free = fs::read_to_string(format!("{folder}/free_hugepages"));
+    free.map_or(0, |free| free.trim().parse().expect("not a number"))
 }
 
 /// What may be done with the pages of an area.
@@ -212,6 +234,11 @@ impl Area {
             }
             Backing::AnonymousHugetlb => {
                 Self::map(backing, pages, anonymous | bindings::MAP_HUGETLB, None)
+            }
+            Backing::OtherHugetlb(size) => {
+                let size = size.0.trailing_zeros() << bindings::MAP_HUGE_SHIFT;
+                let flags = anonymous | bindings::MAP_HUGETLB | size;
+                Self::map(backing, pages, flags, None)
             }
             Backing::Shmem | Backing::ShmemThp => Self::of_memfd(backing, pages, 0),
             Backing::SharedHugetlb => Self::of_memfd(backing, pages, bindings::MFD_HUGETLB),

@@ -55,6 +55,24 @@ impl Guest {
         }
     }
 
+    /// Gives L2, after [`Guest::set_stage2`], a VMID that it has on this vCPU only.
+    #[inline(always)]
+    pub fn use_own_vmid(&self) {
+        // SAFETY: In the guest, see the module's documentation.
+        unsafe {
+            asm!(
+                "mrs {vttbr}, vttbr_el2",
+                "mrs {number}, mpidr_el1",
+                "and {number}, {number}, #0xf",
+                "add {vttbr}, {vttbr}, {number}, lsl #48",
+                "msr vttbr_el2, {vttbr}",
+                "isb",
+                vttbr = out(reg) _,
+                number = out(reg) _,
+            )
+        }
+    }
+
     /// Returns whether L1's CPU has a granule of 64K for [`Guest::set_stage2`].
     #[inline(always)]
     pub fn has_stage2_granule_of_64k(&self) -> bool {
@@ -101,11 +119,43 @@ impl Guest {
     /// or what PAR_EL1 has if there is none.
     #[inline(always)]
     pub fn translate(&self, address: Gva) -> u64 {
+        // SAFETY: In the guest, see the module's documentation.
+        unsafe { asm!("at s1e1r, {}", "isb", in(reg) address.0) }
+        self.translated()
+    }
+
+    /// As [`Guest::translate`], by another instruction.
+    #[inline(always)]
+    pub fn translate_for_el2(&self, address: Gva) -> u64 {
+        // SAFETY: In the guest, see the module's documentation.
+        unsafe { asm!("at s1e2r, {}", "isb", in(reg) address.0) }
+        self.translated()
+    }
+
+    /// As [`Guest::translate`], for an L2 whose stage 1 is off: by what [`Guest::set_stage2`] has.
+    #[inline(always)]
+    pub fn translate_for_l2(&self, address: Gva) -> u64 {
+        // SAFETY: In the guest, see the module's documentation. The register is SCTLR_EL12.
+        unsafe {
+            asm!(
+                "msr S3_5_C1_C0_0, xzr",
+                "msr hcr_el2, {hcr}",
+                "isb",
+                "at s12e1r, {address}",
+                "isb",
+                hcr = in(reg) HCR | STAGE2,
+                address = in(reg) address.0,
+            )
+        }
+        self.translated()
+    }
+
+    /// Returns what was translated last.
+    #[inline(always)]
+    fn translated(&self) -> u64 {
         let par: u64;
         // SAFETY: In the guest, see the module's documentation.
-        unsafe {
-            asm!("at s1e1r, {}", "isb", "mrs {}, par_el1", in(reg) address.0, out(reg) par);
-        }
+        unsafe { asm!("mrs {}, par_el1", out(reg) par) };
         if par & 1 == 0 {
             par & 0x000f_ffff_ffff_f000
         } else {

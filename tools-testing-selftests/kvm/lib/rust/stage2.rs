@@ -120,6 +120,13 @@ fn within(mappings: impl IntoIterator<Item = Mapping>, range: Range<Gpa>) -> Vec
 }
 
 impl Vm {
+    /// Returns the directory that debugfs has while KVM has the VM, or skips the case where nothing
+    /// shows it.
+    #[track_caller]
+    pub fn debugfs(&self) -> PathBuf {
+        directory(self.inner().fd())
+    }
+
     /// Returns what KVM maps of a range of addresses of the guest's own guests, by all tables that
     /// it has for them as if they were one, or skips the case where nothing shows it.
     #[track_caller]

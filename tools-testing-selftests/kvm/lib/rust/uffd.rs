@@ -131,6 +131,18 @@ impl Uffd {
         })
     }
 
+    /// Runs a vCPU, does something while KVM waits for a page on its behalf, which has to supply it
+    /// by [`Uffd::copy`], and returns why the vCPU stopped then.
+    #[track_caller]
+    pub fn run(&self, vcpu: &mut Vcpu, something: impl FnOnce(Page)) -> Exit {
+        thread::scope(|scope| {
+            let runner = scope.spawn(|| vcpu.run());
+            let page = self.wait(Duration::from_secs(30));
+            something(page.expect("KVM waits for no page"));
+            runner.join().expect("the vCPU's thread has failed")
+        })
+    }
+
     /// Fills a page and wakes whoever waits for it. A page that is there already stays.
     #[track_caller]
     pub fn copy(&self, page: Page, content: &[u8]) {
