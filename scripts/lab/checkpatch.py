@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 
+from common import LabError
 from passed import Passed
 
 UNSIGNED = "Missing Signed-off-by: line(s)"
@@ -33,6 +34,8 @@ def patch_remarks(source, signed, path):
     command = ["scripts/checkpatch.pl", "--strict", "--codespell", "--terse", "--no-summary"]
     command += ["--showfile", path]
     result = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    if result.returncode not in (0, 1):
+        raise LabError(f"checkpatch ended with {result.returncode} on {path}:\n{result.stderr}")
     lines = dict.fromkeys((result.stdout + result.stderr).splitlines())
     return [f"{path.name}: {line}" for line in unexpected(lines, signed)]
 

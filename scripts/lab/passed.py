@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Remembers what has passed, by all that it depends on, so that nothing is looked at twice."""
 
-import functools
 import hashlib
 import pathlib
 
 from common import CACHE, REPO
 
 
-@functools.cache
-def content(*folders):
-    """Returns a checksum of what folders of the repo hold, but for what is built in them."""
-    paths = sorted(path for folder in folders for path in (REPO / folder).rglob("*"))
-    built = {"__pycache__", "target"}
-    files = [path for path in paths if path.is_file() and not built & set(path.parts)]
-    texts = [[str(path.relative_to(REPO)).encode(), path.read_bytes()] for path in files]
-    return hashlib.sha256(b"\n".join(sum(texts, []))).hexdigest()
+def content():
+    """Returns a checksum of what the repo holds, but for what is built in it."""
+    others = {".git", "__pycache__", "target"}
+    paths = sorted(path.relative_to(REPO) for path in REPO.rglob("*") if path.is_file())
+    files = [path for path in paths if not others & set(path.parts)]
+    texts = [text for path in files for text in (str(path).encode(), (REPO / path).read_bytes())]
+    return hashlib.sha256(b"\n".join(texts)).hexdigest()
 
 
 class Passed:

@@ -112,12 +112,13 @@ def look(build, words, commit, names, jobs):
 
 
 def of_base(build, words, jobs):
-    """Returns the remarks on the base, which is built for them once, when a patch has some."""
-    texts = [*words, config.text(build.name), content_of("base", ())]
+    """Returns the remarks on the base, which is built for them once. What is built is of the whole
+    series then, or nothing: all is compiled that a patch can have compiled."""
+    known = kgit.git("ls-tree", "--name-only", "base", "--", *patches.touched_files())
+    known = [name for name in known.splitlines() if not name.endswith(".rs")]
+    texts = [*words, *known, config.text(build.name), content_of("base", ())]
     path = CACHE / "remarks" / Passed().key(build.name, *texts)
     if not path.exists():
-        known = kgit.git("ls-tree", "--name-only", "base", "--", *patches.touched_files())
-        known = [name for name in known.splitlines() if not name.endswith(".rs")]
         write_if_changed(path, "\n".join(look(build, words, "base", known, jobs)))
     return path.read_text().splitlines()
 
@@ -127,9 +128,9 @@ def check_build(variant, left, jobs):
     words = BUILDS[variant] + (sparse_words() if variant == FIRST else [])
     build = kernel.kernel(kgit.TREE, variant, jobs, ["prepare"] if words == COMPILE else ["Image"])
     with overlays(kgit.TREE, build):
+        old = of_base(build, words, jobs)
         for commit in left:
             found = attempt(look, build, words, commit, files(commit), jobs)
-            old = of_base(build, words, jobs) if found else []
             yield commit, [line for line in found if line not in old]
 
 
@@ -140,9 +141,11 @@ def check_each(jobs=None):
         without = () if variant == FIRST else NOT_KERNEL
         keys = {commit: key_of(passed, variant, commit, without) for commit, _ in series}
         # Commits that are alike but for what the build does not see are looked at once.
-        left = {key: commit for commit, key in reversed(keys.items()) if key not in passed.keys}
-        left = list(reversed(left.values()))
-        for commit, wrong in check_build(variant, left, jobs) if left else ():
+        left = {}
+        for commit, key in keys.items():
+            if key not in passed.keys:
+                left.setdefault(key, commit)
+        for commit, wrong in check_build(variant, left.values(), jobs) if left else ():
             if not wrong:
                 passed.add(keys[commit])
             yield variant, dict(series)[commit], wrong

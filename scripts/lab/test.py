@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Proves this repo: its scripts, the patches, their Rust, the kernels they make
 and what these do on machines. One line a check, and a count at the end. Machines
-are always run. Other checks that have passed are made again when patches/, scripts/
-or the tools change, and where the kernel tree holds work that patches/ does not."""
+are always run, but for a part's end that has passed. That and a patch that has passed
+checkpatch are looked at again when they change; other checks when this repo or the
+tools change, and always where the kernel tree holds work that patches/ does not."""
 
 import functools
 import os
@@ -82,20 +83,25 @@ def passes(name, function):
     return True
 
 
+def key_of(passed, name):
+    """Returns what a check depends on, as a checksum, or nothing if the tree holds own work."""
+    with lock("linux"):
+        return None if tree.own_work() else passed.key(name, content())
+
+
 def once(name, function):
-    """Returns a check that is not made again, once it has passed, before the lab, the patches or
-    the tools change. Where the tree holds work of its own, it is made."""
+    """Returns a check that is not made again, once it has passed, before the repo or the tools
+    change. Where the tree holds work of its own, it is made."""
 
     def check():
         """Makes the check, or finds that it was made."""
         passed = Passed()
-        key = passed.key(name, content("patches", "scripts"))
-        with lock("linux"):
-            own_work = tree.own_work()
-        if key in passed.keys and not own_work:
+        key = key_of(passed, name)
+        if key in passed.keys:
             return Found("as before")
         said = function()
-        if not own_work and (not said or isinstance(said, Found)):
+        # Somebody may have changed something meanwhile.
+        if key and key == key_of(passed, name) and (not said or isinstance(said, Found)):
             passed.add(key)
         return said
 

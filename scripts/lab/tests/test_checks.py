@@ -10,7 +10,6 @@ from unittest import mock
 
 import checkpatch
 import ends
-import passed
 import small
 import test
 import tree
@@ -78,20 +77,38 @@ class Once(small.Small):
     def made(self, works):
         """Makes a check, which ends as it is told to if it is made; says whether it was."""
         function = mock.Mock(side_effect=[works])
-        passed.content.cache_clear()
         with contextlib.redirect_stdout(io.StringIO()):
             self.assertEqual(test.passes(*test.once("a check", function)), not works)
         return function.called
 
     def test_once(self):
-        """A check is made until it passes, and again where patches or tree differ."""
+        """A check is made until it passes, and again where repo or tree differ."""
         self.assertEqual([self.made(words) for words in ("no", "", "")], [True, True, False])
         self.write("new.c", "new\n")
         self.assertTrue(self.made(""))
         (self.tree / "new.c").unlink()
         self.assertFalse(self.made(""))
-        (self.patches / "0003-new.patch").write_text("new\n")
+        for name in ("patches/0003-new.patch", "README.md"):
+            (self.repo / name).write_text("new\n")
+            self.assertEqual([self.made(""), self.made("")], [True, False])
+
+    def test_change_meanwhile(self):
+        """What is changed while a check is made has not passed it."""
+        page = self.repo / "README.md"
+        check = test.once("a check", lambda: page.write_text("new\n") and "")
+        page.write_text("old\n")
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertTrue(test.passes(*check))
         self.assertTrue(self.made(""))
+        page.write_text("old\n")
+        self.assertTrue(self.made(""))
+
+    def test_killed_checkpatch(self):
+        """A checkpatch that is killed has not passed anything."""
+        self.write("scripts/checkpatch.pl", "#!/bin/sh\nkill -9 $$\n")
+        for _ in range(2):
+            with self.assertRaisesRegex(LabError, "checkpatch ended with -9"):
+                checkpatch.remarks(self.tree, sorted(self.patches.glob("0001*.patch")))
 
     def test_checkpatch(self):
         """A patch that has passed is looked at again when it or checkpatch changes."""

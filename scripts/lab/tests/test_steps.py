@@ -45,10 +45,10 @@ class Steps(small.Scratch):
         patch that does not build does not end the run; what has passed is not looked at again."""
         lines = ["a.c:7: warning: as ever", "a.c:9: warning: as ever", "a.c:3: warning: new"]
         base, moved, new = (steps.remarks(line) for line in lines)
-        found = self.results(moved, base, moved + new, LabError("no"), base, base)
+        found = self.results(base, moved, moved + new, base, LabError("no"), base)
         wrong = {("4k", "Two"): ["a.c: warning: new"], ("16k", "One"): ["no"]}
         self.assertEqual(found, {("4k", "One"): [], ("16k", "Two"): []} | wrong)
-        self.assertEqual(list(self.results(base, [])), list(wrong))
+        self.assertEqual(list(self.results(base, base)), list(wrong))
         self.assertEqual(self.results(), {})
         self.source["two"] = "changed"
         again = list(self.results([], base))

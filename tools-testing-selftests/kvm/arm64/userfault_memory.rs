@@ -255,11 +255,8 @@ fn check_dropped_while_kvm_waits(backing: Backing) {
     let bitmap = Bitmap::new(PAGES);
     let _flag = machine.enable(&bitmap);
     let uffd = Uffd::new(slot.area());
-    let exit = uffd.run(&mut machine.vcpus[0], |page| {
-        bitmap.mark(page);
-        slot.discard(page);
-        uffd.copy(page, &empty_page(page));
-    });
+    let content = empty_page(Page(0));
+    let exit = uffd.run_and_drop(&mut machine.vcpus[0], &slot, &bitmap, &content);
     expect_eq!(exit, userfault);
 }
 

@@ -575,11 +575,7 @@ fn vncr_page_is_dropped_while_kvm_waits_for_it() {
     let bitmap = Bitmap::new(slot.pages());
     let _flag = machine.enable(&bitmap);
     let uffd = Uffd::new(slot.area());
-    let exit = uffd.run(&mut machine.vcpus[0], |page| {
-        bitmap.mark(page);
-        slot.discard(page);
-        uffd.copy(page, &content);
-    });
+    let exit = uffd.run_and_drop(&mut machine.vcpus[0], &slot, &bitmap, &content);
     expect_eq!(exit, userfault);
     bitmap.clear(REGISTERS);
     expect_eq!(machine.run(), Exit::Sync(READ, 100));
@@ -593,10 +589,10 @@ fn mark_that_was_found_before_a_stop() {
         let slot = machine.slot.clone();
         slot.write(REGISTERS, register_word(), 100);
         let area = Area::new(Backing::Anonymous, 1);
-        let bitmap = Bitmap::within(&area, 0, slot.pages()).with(1..2);
-        let marks: Vec<u8> = (0..page_size())
-            .map(|byte| 2 * u8::from(byte == 0))
-            .collect();
+        let bitmap = Bitmap::within(&area, 0, slot.pages());
+        bitmap.mark(REGISTERS);
+        let mut marks = vec![0; page_size()];
+        marks[0] = 1 << REGISTERS.0;
         let flag = machine.enable(&bitmap);
         area.drop_page(Page(0));
         let uffd = Uffd::new(&area);
@@ -756,11 +752,7 @@ fn table_is_dropped_while_kvm_waits_for_it() {
     let bitmap = Bitmap::new(slot.pages());
     let _flag = slot.enable(&bitmap);
     let uffd = Uffd::new(slot.area());
-    let exit = uffd.run(&mut machine.vcpus[0], |page| {
-        bitmap.mark(page);
-        slot.discard(page);
-        uffd.copy(page, &content);
-    });
+    let exit = uffd.run_and_drop(&mut machine.vcpus[0], slot, &bitmap, &content);
     expect_eq!(exit, Exit::userfault(TABLE));
     bitmap.clear(Page(0));
     expect_eq!(machine.run(), Exit::Sync(0, L1_GPA.0));

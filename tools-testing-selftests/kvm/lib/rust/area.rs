@@ -113,11 +113,14 @@ fn meminfo(name: &str) -> Option<usize> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Returns how many pages of a size hugetlbfs can give.
+/// Returns how many pages of a size hugetlbfs has that nobody else is to get.
 fn free_hugetlb(size: Bytes) -> usize {
     let folder = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", size.0 >> 10);
-    let free = fs::read_to_string(format!("{folder}/free_hugepages"));
-    free.map_or(0, |free| free.trim().parse().expect("not a number"))
+    let count = |name| {
+        let number = fs::read_to_string(format!("{folder}/{name}"));
+        number.map_or(0, |number| number.trim().parse().expect("not a number"))
+    };
+    usize::saturating_sub(count("free_hugepages"), count("resv_hugepages"))
 }
 
 /// What may be done with the pages of an area.

@@ -143,6 +143,22 @@ impl Uffd {
         })
     }
 
+    /// As [`Uffd::run`], where the page, of a slot, is marked and dropped before it is supplied.
+    #[track_caller]
+    pub fn run_and_drop(
+        &self,
+        vcpu: &mut Vcpu,
+        slot: &Slot,
+        bitmap: &Bitmap,
+        content: &[u8],
+    ) -> Exit {
+        self.run(vcpu, |page| {
+            bitmap.mark(page);
+            slot.discard(page);
+            self.copy(page, content);
+        })
+    }
+
     /// Fills a page and wakes whoever waits for it. A page that is there already stays.
     #[track_caller]
     pub fn copy(&self, page: Page, content: &[u8]) {
