@@ -92,6 +92,32 @@ fn ring_has_each_page_of_a_huge_page() {
     expect_eq!(machine.slot.in_blocks(), []);
 }
 
+/// There a store makes a block pages, for more blocks than a vCPU has tables in stock.
+fn ring_splits_blocks() {
+    const BLOCKS: usize = 48;
+    let backing = Backing::AnonymousThp;
+    let size = backing.need_huge_pages(BLOCKS);
+    let count = size * BLOCKS;
+    if Bytes::of_pages(count) > Bytes(256 << 20) {
+        ktap::skip("huge pages are too large for that many");
+    }
+    let vm = Vm::special(Kind::DirtyRing(4096), count, 1, guest::write_pages);
+    let mut machine = Machine::of_vm(vm, backing, count);
+    machine.slot.fill();
+    machine.slot.need_huge();
+    let stride = Bytes::of_pages(size).0;
+    machine.vcpus[0].set_args(Gva(GPA.0), BLOCKS as u64, stride);
+    write(&mut machine, 0..BLOCKS);
+    expect_eq!(machine.slot.in_blocks().len(), count);
+
+    machine.slot.set_flags(LOG);
+    write(&mut machine, 0..BLOCKS);
+    let expected: Vec<_> = (0..BLOCKS)
+        .map(|block| (SLOT, Page(block * size)))
+        .collect();
+    expect_eq!(machine.vcpus[0].harvest_dirty_ring(), expected);
+}
+
 /// A full ring and marks alternate, and no page is lost: neither takes the place of the other.
 fn full_ring_and_marks_alternate() {
     // The smallest ring that there can be is larger than KVM's reserve.
@@ -165,6 +191,9 @@ fn toggling_the_log_leaves_userfault_alone() {
     let bitmap = Bitmap::new(PAGES).with(last..PAGES);
     let _flag = machine.enable(&bitmap);
     write(&mut machine, 0..4);
+    let other = Bitmap::new(PAGES);
+    let replaced = machine.slot.region().toggled(LOG).bitmap(&other);
+    expect_eq!(replaced.set_unguarded(), Err(Errno::EINVAL), "other bitmap");
 
     machine.slot.set_flags(LOG);
     write(&mut machine, 4..last);
@@ -319,6 +348,7 @@ test_main! {
         exit_leaves_no_ring_entry,
         reads_leave_no_ring_entry,
         ring_has_each_page_of_a_huge_page,
+        ring_splits_blocks,
         full_ring_and_marks_alternate,
         toggling_userfault_leaves_the_log_alone,
         disable_keeps_mappings_of_a_logged_slot,

@@ -481,22 +481,29 @@ fn marks_are_cleared_by_another_process() {
 
 /// Exits are counted for each vCPU, and nothing else is.
 fn exits_are_counted() {
-    let mut machine = Machine::new(Backing::Anonymous, 4);
+    let mut machine = Machine::with_guest(Backing::Anonymous, 4, 2, guest::read_pages);
+    let userfault = machine.userfault(Page(0));
     let bitmap = Bitmap::marked(4);
     let _flag = machine.enable(&bitmap);
-    for _ in 0..5 {
-        expect_eq!(machine.run(), machine.userfault(Page(0)));
+    let exits = [2, 5];
+    for (vcpu, exits) in machine.vcpus.iter_mut().zip(exits) {
+        (0..exits).for_each(|_| expect_eq!(vcpu.run(), userfault));
     }
-    expect_eq!(machine.vcpus[0].stat(c"userfault_exits"), 5);
     bitmap.clear(Page(0));
-    expect_eq!(machine.run(), Exit::Sync(0, 0));
-    expect_eq!(machine.vcpus[0].stat(c"userfault_exits"), 5);
+    for (vcpu, exits) in machine.vcpus.iter_mut().zip(exits) {
+        expect_eq!(vcpu.run(), Exit::Sync(0, 0));
+        expect_eq!(vcpu.stat(c"userfault_exits"), exits);
+    }
 }
 
 /// The trace event of an exit says which page was touched by which instruction of the guest, once
 /// for each exit.
 fn exits_are_traced() {
-    let mut machine = Machine::new(Backing::Anonymous, 4);
+    // Where addresses have more than 32 bits.
+    let gpa = Gpa(5 << 30);
+    let (mut vm, vcpus) = Vm::new(4, 1, guest::read_pages);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, gpa, 4);
+    let mut machine = Machine::of_slot((vm, vcpus), slot);
     let bitmap = Bitmap::marked(4);
     let _flag = machine.enable(&bitmap);
     let trace = Trace::new("kvm/kvm_userfault");

@@ -116,50 +116,36 @@ fn slot_is_created_with_the_flag() {
 /// Everything but userfault stays as it is for a slot's life, and so do file and offset.
 fn nothing_else_changes() {
     const LOG: u32 = KVM_MEM_LOG_DIRTY_PAGES;
+    const FILE: u32 = KVM_MEM_GUEST_MEMFD;
     let mut machine = machine();
     let other = machine.vm.guest_memfd(PAGES, 0);
     let bitmap = Bitmap::new(PAGES);
     let elsewhere = Gpa(3 << 30);
     let slot = machine.slot.clone();
     let region = || slot.region();
-    let enabled = || region().toggled(KVM_MEM_USERFAULT).bitmap(&bitmap);
+    let toggled = || region().toggled(KVM_MEM_USERFAULT).bitmap(&bitmap);
     let page = Bytes::of_pages(1);
+    let refused = |what, change: Region| {
+        expect_eq!(change.set_unguarded(), Err(Errno::EINVAL), "changed {what}");
+    };
 
-    for (what, change, error) in [
-        ("nothing", region(), Errno::EINVAL),
-        ("its place", region().at(elsewhere), Errno::EINVAL),
-        (
-            "its place and the flag",
-            enabled().at(elsewhere),
-            Errno::EINVAL,
-        ),
-        (
-            "the log and the flag",
-            enabled().toggled(LOG),
-            Errno::EINVAL,
-        ),
-        (
-            "having a file",
-            enabled().toggled(KVM_MEM_GUEST_MEMFD),
-            Errno::EINVAL,
-        ),
-        (
-            "its offset",
-            enabled().guest_memfd_offset(page),
-            Errno::EINVAL,
-        ),
-        ("its file", enabled().guest_memfd(None), Errno::EBADF),
-        (
-            "its file for another",
-            enabled().guest_memfd(Some(&other)),
-            Errno::EINVAL,
-        ),
-    ] {
-        expect_eq!(change.set_unguarded(), Err(error), "changed {what}");
-    }
+    refused("nothing", region());
+    refused("its place", region().at(elsewhere));
+    refused("set flag and place", toggled().at(elsewhere));
+    refused("set flag and log", toggled().toggled(LOG));
+    refused("set flag, no file", toggled().toggled(FILE));
+    refused("set flag and offset", toggled().guest_memfd_offset(page));
+    refused("set flag and file", toggled().guest_memfd(Some(&other)));
+    let closed = toggled().guest_memfd(None).set_unguarded();
+    expect_eq!(closed, Err(Errno::EBADF), "set flag, named no file");
+
     let flag = machine.enable(&bitmap);
-    let moved = slot.region().at(elsewhere).set_unguarded();
-    expect_eq!(moved, Err(Errno::EINVAL), "moved while the flag is set");
+    refused("place, with flag", region().at(elsewhere));
+    refused("offset, with flag", region().guest_memfd_offset(page));
+    refused("file, with flag", region().guest_memfd(Some(&other)));
+    refused("cleared flag and place", toggled().at(elsewhere));
+    refused("cleared flag and log", toggled().toggled(LOG));
+    refused("cleared flag, no file", toggled().toggled(FILE));
     let same = slot.region().set_unguarded();
     expect_eq!(same, Ok(()), "the same while the flag is set");
     machine.read_all();
@@ -325,7 +311,7 @@ fn flag_is_cleared_when_the_file_is_closed() {
 }
 
 /// A file that is closed, and mapped no more, takes the memory away from the guest, toggled or not,
-/// and nothing else breaks.
+/// and nothing else breaks. No other file comes in its place.
 fn file_may_be_closed() {
     for toggled in [false, true] {
         let mut machine = machine();
@@ -351,6 +337,10 @@ fn file_may_be_closed() {
             toggled || set == Err(Errno::EBADF),
             "set when the file is gone: {set:?}"
         );
+        let other = machine.vm.guest_memfd(PAGES, 0);
+        let region = slot.region().toggled(KVM_MEM_USERFAULT);
+        let region = region.bitmap(&bitmap).guest_memfd(Some(&other));
+        expect_eq!(region.set_unguarded(), Err(Errno::EINVAL), "another file");
     }
 }
 

@@ -15,7 +15,9 @@ use std::ops::Range;
 /// What has a part of the slot each, of the 64K that tables are aligned to.
 #[derive(Clone, Copy)]
 enum Part {
+    /// The table of devices, whose first entry points to the next part, which has the devices.
     Devices,
+    DevicesOfEntry,
     Collections,
     Translations,
     Commands,
@@ -46,6 +48,9 @@ const PENDING_WORD: usize = LPI as usize / 64;
 
 /// Marks addresses and commands that count.
 const VALID: u64 = 1 << 63;
+
+/// Has a table point to tables.
+const INDIRECT: u64 = 1 << 62;
 
 /// What the guest has written to the queue: it maps the device, a collection and the event, and has
 /// these numbers for what it may do with them later.
@@ -81,8 +86,11 @@ guest_code! {
 
 /// Tells the ITS where its tables are, or that it has none.
 fn set_tables(its: &Its, are_valid: bool) {
-    for (register, part) in [(0, Part::Devices), (8, Part::Collections)] {
-        let address = if are_valid { VALID | part.gpa().0 } else { 0 };
+    for (register, part, is) in [
+        (0, Part::Devices, VALID | INDIRECT),
+        (8, Part::Collections, VALID),
+    ] {
+        let address = if are_valid { is | part.gpa().0 } else { 0 };
         its.set(GITS_BASER + register, address);
     }
 }
@@ -131,6 +139,8 @@ fn snapshot() -> Vec<Vec<u8>> {
     }
     let configuration = Page(Part::Configuration.page());
     machine.slot.write(configuration, 0, CONFIGURATION);
+    let devices = VALID | Part::DevicesOfEntry.gpa().0;
+    machine.slot.write(Page(Part::Devices.page()), 0, devices);
     let bitmap = Bitmap::marked(count);
     let _flag = machine.enable(&bitmap);
     enable(&its);
@@ -282,7 +292,7 @@ fn what_is_saved_to_a_marked_page_is_lost() {
         Part::Devices..Part::Commands,
         restore_tables,
     );
-    let page = Page(Part::Devices.page());
+    let page = Page(Part::DevicesOfEntry.page());
     let older = vec![0; page_size()];
     machine.slot.fill_page(page, &older);
     let bitmap = Bitmap::marked(machine.slot.pages());
@@ -308,7 +318,8 @@ fn log_has_what_is_saved() {
     let _flag = machine.slot.enable_with(&bitmap, KVM_MEM_LOG_DIRTY_PAGES);
     expect_eq!(its.save_tables(), Ok(()));
     let dirty = machine.slot.dirty_pages();
-    assert!(dirty.contains(&Page(Part::Devices.page())), "{dirty:?}");
+    let devices = Page(Part::DevicesOfEntry.page());
+    assert!(dirty.contains(&devices), "{dirty:?}");
 }
 
 test_main! {

@@ -20,13 +20,16 @@ use std::{
 
 const PAGES: usize = 16;
 
-/// Loads from a read-only slot exit as from any other. Stores are for the VMM, as ever, which gets
-/// them with their address, whether the page is marked or not.
+/// Loads from a read-only slot exit as from any other, mapped before or not. Stores are for the
+/// VMM, as ever, which gets them with their address, whether the page is marked or not.
 fn read_only_slot() {
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
     machine.slot.fill();
     let bitmap = Bitmap::marked(PAGES);
     expect_eq!(machine.slot.region().delete(), Ok(()));
+    let region = machine.slot.region().flags(KVM_MEM_READONLY);
+    expect_eq!(region.set(), Ok(()));
+    machine.read_all();
     let flag = machine.slot.enable_with(&bitmap, KVM_MEM_READONLY);
     expect_eq!(machine.run(), machine.userfault(Page(0)));
     bitmap.clear(Page(0));
@@ -371,6 +374,52 @@ fn enable_waits_for_the_bitmap() {
     expect_eq!(asked, [Page(0)]);
 }
 
+/// A signal that comes meanwhile does not cut that call short: what is not marked stays mapped, in
+/// later steps too.
+fn signal_leaves_an_enable_alone() {
+    // Half of the pages are before an address where KVM begins a new step, with pages of any size.
+    let gpa = Gpa((2 << 30) - Bytes::of_pages(PAGES / 2).0);
+    let (mut vm, vcpus) = Vm::new(PAGES, 1, guest::read_pages);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, gpa, PAGES);
+    let mut machine = Machine::of_slot((vm, vcpus), slot);
+    machine.slot.fill();
+    machine.read_all();
+    let area = Area::new(Backing::Anonymous, 1);
+    let uffd = Uffd::new(&area);
+    let bitmap = Bitmap::within(&area, 0, PAGES);
+    // The thread that has run the vCPU gets the signal.
+    let kicker = machine.vcpus[0].kicker();
+    let kick_and_fill = |page| {
+        kicker.kick();
+        empty_page(page)
+    };
+    let (_flag, asked) = uffd.serve(kick_and_fill, || machine.enable(&bitmap));
+    expect_eq!(asked, [Page(0)]);
+    expect_eq!(machine.slot.mapped(), pages(0..PAGES).collect::<Vec<_>>());
+}
+
+/// Marks of what is not mapped make no difference to that call, and it does not read them, but for
+/// those of its first step: a bitmap that comes by userfaultfd costs what is there.
+fn marks_of_what_is_not_mapped_are_not_read() {
+    // With pages of any size more than a step, and more than a page of the bitmap.
+    let count = 1 << 20;
+    let bits = system_capability(KVM_CAP_ARM_VM_IPA_SIZE).min(40);
+    if GPA + Bytes::of_pages(count) > Gpa(1 << bits) {
+        ktap::skip("guests have no addresses for so many pages of this size");
+    }
+    let (vm, _vcpus) = Vm::new(1, 1, guest::read_pages);
+    let slot = Slot::undeclared(&vm, &Area::new(Backing::Anonymous, count), SLOT, GPA);
+    expect_eq!(slot.region().set(), Ok(()));
+    let area = Area::new(Backing::Anonymous, count / (8 * page_size()));
+    let bitmap = Bitmap::within(&area, 0, count);
+    let uffd = Uffd::new(&area);
+    let (_flag, asked) = uffd.serve(empty_page, || slot.enable(&bitmap));
+    let last = Page(area.pages() - 1);
+    assert!(!asked.contains(&last), "{asked:?} were read");
+    // Where nothing shows what is mapped, nothing is passed over.
+    expect_eq!(slot.mapped(), []);
+}
+
 /// The marks of a block may come by userfaultfd, from someone who changes the VMM's mappings first.
 fn marks_of_a_block_come_by_userfaultfd() {
     let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
@@ -392,6 +441,26 @@ fn marks_of_a_block_come_by_userfaultfd() {
     });
     expect_eq!(exit, Exit::numbered(Page(0)));
     expect_eq!(machine.slot.in_blocks(), all);
+}
+
+/// A block that is marked and dropped while KVM waits for other marks of it is not mapped.
+fn block_is_dropped_while_kvm_waits_for_its_marks() {
+    let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 1);
+    let count = machine.slot.pages();
+    let area = Area::new(Backing::Anonymous, 2);
+    let bitmap = Bitmap::within(&area, page_size() - count / 16, count);
+    let _flag = machine.slot.recreate(&bitmap);
+    // There is a first page.
+    bitmap.clear(Page(0));
+    let uffd = Uffd::new(&area);
+    let memory = machine.slot.area().clone();
+    let exit = uffd.run(&mut machine.vcpus[0], |page| {
+        bitmap.mark(Page(1));
+        expect_eq!(memory.advise(0..count, Advice::DontNeed), Ok(()));
+        uffd.copy(page, &empty_page(page));
+    });
+    expect_eq!(exit, Exit::Sync(0, 0));
+    expect_eq!(machine.run(), machine.userfault(Page(1)));
 }
 
 /// Where nobody serves the bitmap a vCPU waits. A kick is not lost then: KVM_RUN ends when the
@@ -464,11 +533,15 @@ fn tags_of_a_marked_page() {
 }
 
 /// A hugetlb page that is mapped page by page has no tags of whoever had it before, whether the
-/// guest touches it first or the VMM restores tags of one of its pages.
+/// guest touches it first, the VMM restores tags of one of its pages, or the VMM has tags there.
 fn tags_of_others_are_not_seen() {
     let backing = Backing::AnonymousHugetlb;
     let count = backing.need_huge_pages(1);
-    for restored in [0, 3] {
+    for (restored, access) in [
+        (0, Access::ReadWrite),
+        (3, Access::ReadWrite),
+        (0, Access::Tagged),
+    ] {
         let before = machine_with_tags(backing, count, guest_tags::read_tags);
         for page in pages(0..count) {
             before.slot.set_tags(page, 7);
@@ -479,6 +552,10 @@ fn tags_of_others_are_not_seen() {
         let mut machine = machine_with_tags(backing, count, guest_tags::read_tags);
         if restored != 0 {
             machine.slot.set_tags(Page(0), restored);
+        }
+        if access == Access::Tagged {
+            machine.slot.area().protect(access);
+            machine.slot.write(Page(0), 0, 0);
         }
         // Pages of a slot that is logged are mapped one by one.
         machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES);
@@ -536,7 +613,10 @@ test_main! {
         userfaultfd_for_user_mode_only: needs_userfault,
         bitmap_comes_by_userfaultfd: needs_userfault,
         enable_waits_for_the_bitmap: needs_helper,
+        signal_leaves_an_enable_alone: needs_helper,
+        marks_of_what_is_not_mapped_are_not_read: needs_helper,
         marks_of_a_block_come_by_userfaultfd: needs_helper,
+        block_is_dropped_while_kvm_waits_for_its_marks: needs_helper,
         bitmap_that_nobody_serves: needs_userfault,
         tags_are_restored: needs_userfault,
         tags_of_a_marked_page: needs_userfault,

@@ -837,6 +837,28 @@ fn check_stage1_table_of_a_translation(entry: guest::Entry) {
     expect_eq!(machine.run(), Exit::Sync(0, L1_GPA.0));
 }
 
+/// A table that is nowhere in L1's memory is an abort of the walk, as PAR_EL1 has it, also where
+/// other memory has the flag.
+fn table_without_memory_is_an_abort() {
+    const NOWHERE: u64 = 7 << 30;
+    const ABORT_OF_LEVEL_3: u64 = 0x17;
+    let (mut vm, mut vcpus) = Vm::new(4, 1, translate);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, L1_GPA, 4);
+    vm.map(Gva(ELSEWHERE), L1_GPA, 4);
+    vcpus[0].set_args(Gva(ELSEWHERE), 0, 0);
+    let (entry, inside) = (vm.table_entry(Gva(ELSEWHERE), 2), page_size() as u64 - 1);
+    let tables = Slot::of_tables(&mut vm);
+    let (page, word) = (tables.page_of(entry), (entry.0 & inside) as usize / 8);
+    let table = tables.read(page, word);
+    tables.write(page, word, table & 0xfff | NOWHERE);
+    let bitmap = Bitmap::new(4);
+    let _flag = slot.enable(&bitmap);
+    let Exit::Sync(0, par) = vcpus[0].run() else {
+        panic!("L1 was told nothing");
+    };
+    expect_eq!(par & 0x7f, (ABORT_OF_LEVEL_3 << 1) | 1, "{par:#x}");
+}
+
 /// The same for L1's stage 2 tables.
 fn marked_stage2_table_of_a_translation_exits() {
     let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, translate_for_l2);
@@ -892,5 +914,6 @@ test_main! {
         marked_stage1_table_of_a_translation_for_el2_exits = ||
             check_stage1_table_of_a_translation(translate_for_el2),
         marked_stage2_table_of_a_translation_exits,
+        table_without_memory_is_an_abort,
     ],
 }

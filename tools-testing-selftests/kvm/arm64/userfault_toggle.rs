@@ -197,6 +197,18 @@ fn pages_go_whose_bit_is_unreadable() {
     }
 }
 
+/// The same as the guest sees it, when the bitmap can be read again.
+fn page_exits_whose_bit_was_unreadable() {
+    let mut machine = all_mapped(Backing::Anonymous, 16);
+    let area = Area::new(Backing::Anonymous, 1);
+    let bitmap = Bitmap::within(&area, 0, 16).with(3..4);
+    area.protect(Access::None);
+    let _flag = machine.enable(&bitmap);
+    area.protect(Access::ReadWrite);
+    machine.read(0..3);
+    expect_eq!(machine.run(), machine.userfault(Page(3)));
+}
+
 /// The same where the bits of a later step are unreadable: what the first step has read counts.
 fn pages_of_a_later_step_go_whose_bit_is_unreadable() {
     let (entries, gpa) = before_a_step();
@@ -482,6 +494,7 @@ test_main! {
         blocks_with_a_mark_go: needs_helper,
         hole_does_not_hide_what_follows,
         pages_go_whose_bit_is_unreadable,
+        page_exits_whose_bit_was_unreadable,
         pages_of_a_later_step_go_whose_bit_is_unreadable: needs_helper,
         whole_step_that_begins_within_a_byte: needs_helper,
         other_slots_stay_mapped,

@@ -132,6 +132,8 @@ pub enum Access {
     Read,
     /// Reading and writing.
     ReadWrite,
+    /// The same, and this process has tags of FEAT_MTE there.
+    Tagged,
 }
 
 impl Access {
@@ -140,6 +142,7 @@ impl Access {
             Self::None => bindings::PROT_NONE,
             Self::Read => bindings::PROT_READ,
             Self::ReadWrite => bindings::PROT_READ | bindings::PROT_WRITE,
+            Self::Tagged => bindings::PROT_READ | bindings::PROT_WRITE | bindings::PROT_MTE,
         }) as c_int
     }
 }
