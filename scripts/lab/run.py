@@ -55,7 +55,7 @@ def suite(names="userfault_.*|rust_guest|set_memory_region_test"):
     tests = f"$(sed -nE 's/^kvm:({names})$/-t &/p' kselftest-list.txt)"
     return (
         f"cat {KUNIT_RESULTS} 2>/dev/null;"
-        f" cd /kselftest && ./run_kselftest.sh --override-timeout 900 {tests}; code=$?;"
+        f" cd /kselftest && ./run_kselftest.sh --override-timeout 1800 {tests}; code=$?;"
         f" if [ -e {LEAKS} ]; then sleep 6; echo scan >{LEAKS}; cat {LEAKS}; fi; exit $code"
     )
 
@@ -104,7 +104,7 @@ def boot_suite(name, build, initrd, user=False):
     """Runs KUnit and the selftests on a machine, or what an ordinary user can run of them, and
     returns what is wrong."""
     command = AS_USER + shlex.quote(suite(USER_PROGRAMS)) if user else suite()
-    code, lines = machine.boot(name, build, initrd, command, show=False)
+    code, lines = machine.boot(name, build, initrd, command, show=False, timeout=1800)
     return verdict(name, build, code, lines, user)
 
 
@@ -199,7 +199,7 @@ def program():
     add("--without", choices=config.WITHOUT, help="a kernel without RUST, or without the helper")
     add("--tree", metavar="DIR", help="a kernel checkout to use as the base")
     add("--jobs", type=int, metavar="N", help="jobs of a build")
-    add("--timeout", type=int, default=1800, metavar="S", help="of a boot; default: 1800 seconds")
+    add("--timeout", type=int, default=3600, metavar="S", help="of a boot; default: 3600 seconds")
     of_here = parser.add_mutually_exclusive_group()
     of_here.add_argument("--pack", metavar="FILE", help="with --here: only make the archive")
     of_here.add_argument("--full", action="store_true", help="with --here: all tests and figures")

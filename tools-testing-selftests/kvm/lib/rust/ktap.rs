@@ -79,7 +79,7 @@ fn limit() -> Duration {
         let all = all.and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
         Duration::from_secs(match all {
             0 => 100,
-            _ => (all / 3).clamp(1, 100),
+            _ => (all / 3).clamp(1, 300),
         })
     })
 }
