@@ -89,12 +89,8 @@ def archive(root, target):
     new.replace(target)
 
 
-def initrd(build, installed, target=None):
-    """Makes the initial RAM file system with the selftests, and returns it."""
-    target = target or build / "initrd.cpio.gz"
-    sources = [LAB / "init", *installed.rglob("*")]
-    if target.exists() and target.stat().st_mtime > max(path.stat().st_mtime for path in sources):
-        return target
+def pack(installed, target):
+    """Packs an initial RAM file system with the selftests."""
     say("packing the selftests for the machine")
     root = target.with_name("initrd")
     shutil.rmtree(root, ignore_errors=True)
@@ -106,6 +102,16 @@ def initrd(build, installed, target=None):
     output(["llvm-strip", *filter(elf_machine, (root / "kselftest/kvm").iterdir())])
     archive(root, target)
     shutil.rmtree(root)
+
+
+def initrd(build, installed, target=None):
+    """Makes the initial RAM file system with the selftests, and returns it."""
+    target = target or build / "initrd.cpio.gz"
+    with lock(f"build-{build.parent.name}-{build.name}"):
+        sources = [LAB / "init", *installed.rglob("*")]
+        newest = max(path.stat().st_mtime for path in sources)
+        if not target.exists() or target.stat().st_mtime <= newest:
+            pack(installed, target)
     return target
 
 
