@@ -92,7 +92,8 @@ fn ring_has_each_page_of_a_huge_page() {
     expect_eq!(machine.slot.in_blocks(), []);
 }
 
-/// There a store makes a block pages, for more blocks than a vCPU has tables in stock.
+/// There a store makes a block pages, for more blocks than a vCPU has tables in stock. KVM warns if
+/// it has none then.
 fn ring_splits_blocks() {
     const BLOCKS: usize = 48;
     let backing = Backing::AnonymousThp;
@@ -115,7 +116,10 @@ fn ring_splits_blocks() {
     let expected: Vec<_> = (0..BLOCKS)
         .map(|block| (SLOT, Page(block * size)))
         .collect();
-    expect_eq!(machine.vcpus[0].harvest_dirty_ring(), expected);
+    let mut dirty = machine.vcpus[0].harvest_dirty_ring();
+    // A page that the host takes away meanwhile is there twice.
+    dirty.dedup();
+    expect_eq!(dirty, expected);
 }
 
 /// A full ring and marks alternate, and no page is lost: neither takes the place of the other.
@@ -184,7 +188,8 @@ fn disable_keeps_mappings_of_a_logged_slot() {
     expect_eq!(machine.slot.mappings(), before);
 }
 
-/// Starting and stopping the log under userfault works as ever, and marked pages stay marked.
+/// Starting and stopping the log under userfault works as ever, brings no other bitmap, and marked
+/// pages stay marked.
 fn toggling_the_log_leaves_userfault_alone() {
     let mut machine = machine();
     let last = PAGES - 1;

@@ -126,7 +126,7 @@ fn nothing_else_changes() {
     let toggled = || region().toggled(KVM_MEM_USERFAULT).bitmap(&bitmap);
     let page = Bytes::of_pages(1);
     let refused = |what, change: Region| {
-        expect_eq!(change.set_unguarded(), Err(Errno::EINVAL), "changed {what}");
+        expect_eq!(change.set_unguarded(), Err(Errno::EINVAL), "{what}");
     };
 
     refused("nothing", region());

@@ -270,7 +270,7 @@ fn check_invalidated(supplied: Supplied, is_enabled: bool) {
 fn check_unmapped(supplied: Supplied, comes_back: bool) {
     for (parts, command) in [
         (Part::Translations..Part::Commands, DISCARD),
-        (Part::Devices..Part::Collections, MAPD_THAT_UNMAPS),
+        (Part::DevicesOfEntry..Part::Collections, MAPD_THAT_UNMAPS),
     ] {
         let map = |its: &Its| execute(its, MAP);
         let unmap = |its: &Its| execute(its, command.clone());

@@ -20,8 +20,8 @@ use std::{
 
 const PAGES: usize = 16;
 
-/// Loads from a read-only slot exit as from any other, mapped before or not. Stores are for the
-/// VMM, as ever, which gets them with their address, whether the page is marked or not.
+/// Loads from a read-only slot exit as from any other, though all of it was mapped. Stores are for
+/// the VMM, as ever, which gets them with their address, whether the page is marked or not.
 fn read_only_slot() {
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
     machine.slot.fill();
@@ -394,7 +394,7 @@ fn signal_leaves_an_enable_alone() {
         empty_page(page)
     };
     let (_flag, asked) = uffd.serve(kick_and_fill, || machine.enable(&bitmap));
-    expect_eq!(asked, [Page(0)]);
+    assert!(!asked.is_empty(), "nobody waited for the bitmap");
     expect_eq!(machine.slot.mapped(), pages(0..PAGES).collect::<Vec<_>>());
 }
 
@@ -455,6 +455,7 @@ fn block_is_dropped_while_kvm_waits_for_its_marks() {
     let uffd = Uffd::new(&area);
     let memory = machine.slot.area().clone();
     let exit = uffd.run(&mut machine.vcpus[0], |page| {
+        expect_eq!(page, Page(1), "of the bitmap");
         bitmap.mark(Page(1));
         expect_eq!(memory.advise(0..count, Advice::DontNeed), Ok(()));
         uffd.copy(page, &empty_page(page));

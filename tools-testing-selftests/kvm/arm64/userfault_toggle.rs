@@ -197,18 +197,6 @@ fn pages_go_whose_bit_is_unreadable() {
     }
 }
 
-/// The same as the guest sees it, when the bitmap can be read again.
-fn page_exits_whose_bit_was_unreadable() {
-    let mut machine = all_mapped(Backing::Anonymous, 16);
-    let area = Area::new(Backing::Anonymous, 1);
-    let bitmap = Bitmap::within(&area, 0, 16).with(3..4);
-    area.protect(Access::None);
-    let _flag = machine.enable(&bitmap);
-    area.protect(Access::ReadWrite);
-    machine.read(0..3);
-    expect_eq!(machine.run(), machine.userfault(Page(3)));
-}
-
 /// The same where the bits of a later step are unreadable: what the first step has read counts.
 fn pages_of_a_later_step_go_whose_bit_is_unreadable() {
     let (entries, gpa) = before_a_step();
@@ -228,6 +216,18 @@ fn pages_of_a_later_step_go_whose_bit_is_unreadable() {
     area.protect_pages(1..2, Access::None);
     let _flag = machine.enable(&bitmap);
     expect_eq!(machine.slot.mapped(), mapped[1..2]);
+}
+
+/// As [`pages_go_whose_bit_is_unreadable`], seen by the guest when the bitmap can be read again.
+fn page_exits_whose_bit_was_unreadable() {
+    let mut machine = all_mapped(Backing::Anonymous, 16);
+    let area = Area::new(Backing::Anonymous, 1);
+    let bitmap = Bitmap::within(&area, 0, 16).with(3..4);
+    area.protect(Access::None);
+    let _flag = machine.enable(&bitmap);
+    area.protect(Access::ReadWrite);
+    machine.read(0..3);
+    expect_eq!(machine.run(), machine.userfault(Page(3)));
 }
 
 /// A step that is all of the slot's, and begins with a page whose bit is within a byte, is like any
@@ -494,8 +494,8 @@ test_main! {
         blocks_with_a_mark_go: needs_helper,
         hole_does_not_hide_what_follows,
         pages_go_whose_bit_is_unreadable,
-        page_exits_whose_bit_was_unreadable,
         pages_of_a_later_step_go_whose_bit_is_unreadable: needs_helper,
+        page_exits_whose_bit_was_unreadable,
         whole_step_that_begins_within_a_byte: needs_helper,
         other_slots_stay_mapped,
         marks_count_that_last_through_the_call,
