@@ -8,6 +8,7 @@ import fcntl
 import os
 import pathlib
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -196,7 +197,8 @@ def write_if_changed(path, text):
     if path.exists() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
+    # Of this run alone: another may write the same file, and have the same process id.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     temporary.write_text(text)
     temporary.replace(path)
 

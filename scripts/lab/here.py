@@ -10,7 +10,9 @@ import tempfile
 import bench
 import kernel
 import kgit
+import ktap
 import machine
+import skips
 import tree
 from common import CACHE, LAB, LOGS, LabError, output, say, step
 
@@ -76,14 +78,15 @@ def run(words):
     return subprocess.run([folder / "kvm-userfault/here", *words], check=False).returncode
 
 
-def wrong(lines):
-    """Returns what is wrong with a report."""
-    missing = [f"no part '{name}'" for name in [*PARTS, *RESULTS] if f"## {name}" not in lines]
+def wrong(lines, name, variant):
+    """Returns what is wrong with a report of a machine with a variant of the kernel."""
+    missing = [f"no part '{part}'" for part in [*PARTS, *RESULTS] if f"## {part}" not in lines]
     text = "\n".join(lines)
-    for name, words in RESULTS.items():
-        part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-        missing += [] if words in part else [f"nothing like '{words}' in part '{name}'"]
-    return missing + [line for line in lines if line.startswith("not ok")]
+    found = {part: text.partition(f"\n## {part}\n")[2].partition("\n## ")[0] for part in RESULTS}
+    for part, words in RESULTS.items():
+        missing += [] if words in found[part] else [f"nothing like '{words}' in part '{part}'"]
+    skipped = skips.unexpected(name, variant, ktap.parse(found["tests"].splitlines()))
+    return missing + skipped + [line for line in lines if line.startswith("not ok")]
 
 
 def check(name, build, jobs=None):
@@ -97,4 +100,4 @@ def check(name, build, jobs=None):
         initrd = kernel.initrd(build, folder, pathlib.Path(scratch) / "initrd.cpio.gz")
         command = "/kselftest/here && cat kvm-userfault-*.txt"
         code, lines = machine.boot(name, build, initrd, command, show=False, timeout=1800)
-    return wrong(lines) or ([f"here ended with {code}"] if code else [])
+    return wrong(lines, name, build.name) or ([f"here ended with {code}"] if code else [])

@@ -156,7 +156,9 @@ class Place:
             for number, failed, how in self.boot(list(left.values())):
                 tries[number] += 1
                 mutant = left.pop(number)
-                by = ", ".join(case for case in failed if case in mutant.cases) or how
+                programs = {words.split()[1] for words in commands(mutant, self.known)}
+                by = [case for case in failed if case in mutant.cases]
+                by = ", ".join(by) or how or ", ".join(one for one in failed if one in programs)
                 if mutant is none:
                     if failed or how:
                         where = f"on {self.name} with {self.build.name}, where no mutant acts"

@@ -17,6 +17,9 @@ REPORT = """\
 ## CPU
 ## configuration
 ## tests
+# selftests: kvm: userfault_exits
+# ok 1 load_exits
+# ok 2 sve_exits # SKIP KVM has no SVE here
 ok 1 selftests: kvm: userfault_exits
 # # Totals: pass:9 fail:0
 ## figures
@@ -76,8 +79,13 @@ class Here(small.Scratch):
 
     def test_report(self):
         """A report with all parts is fine; a part that is missing, empty or fails is named."""
-        self.assertEqual(here.wrong(REPORT), [])
+        self.assertEqual(here.wrong(REPORT, "nofwb", "4k"), [])
         lines = [line for line in REPORT if line not in ("## CPU", "# bench: name=fault value=1.0")]
         lines.append("not ok 2 selftests: kvm: userfault_rearm")
         wrong = ["no part 'CPU'", "nothing like 'value=' in part 'figures'", lines[-1]]
-        self.assertEqual(here.wrong(lines), wrong)
+        self.assertEqual(here.wrong(lines, "nofwb", "4k"), wrong)
+
+    def test_skip(self):
+        """So is a test that was skipped where it may not."""
+        wrong = "userfault_exits sve_exits was skipped, and may not be: KVM has no SVE here"
+        self.assertEqual(here.wrong(REPORT, "vhe", "4k"), [wrong])

@@ -58,6 +58,11 @@ class Hunt(unittest.TestCase):
         found = self.hunt(chosen, [*part(1, *FAILS), *rest], rest, rest)
         self.assertEqual(found, {"m1": "marked_page_exits", "m2": "", "m3": ""})
 
+    def test_program_that_dies(self):
+        """So does its program, if that dies and no case of it has failed."""
+        dies = [line + " # exit=139" * line.startswith("not") for line in program(False)]
+        self.assertEqual(self.hunt([mutant(1)], part(1, *dies)), {"m1": "userfault_exits"})
+
     def test_luck(self):
         """A mutant that survives is tried again, and has survived only at the last."""
         found = self.hunt([mutant(1)], part(1, *PASSES), part(1, *FAILS))
