@@ -200,7 +200,7 @@ def choose(names=()):
     return [found[name] for name in names] or [one for one in found.values() if one.cases]
 
 
-def hunt(chosen, machines=None, jobs=None):
+def hunt(chosen, machines=None, jobs=None, kernels=None):
     """Tries mutants on their machines and yields (machine, variant of the kernel, Trial)."""
     source = tree.ready()
     known = all_cases(source)
@@ -208,6 +208,7 @@ def hunt(chosen, machines=None, jobs=None):
         commands(one, known)
     places = {place for one in chosen for place in one.places}
     places = {place for place in places if not machines or place[0] in machines}
+    places = {place for place in places if not kernels or place[1] in kernels}
     for variant in sorted({variant for _, variant in places}):
         with kernel_with(mutate.mutants(), source, variant, jobs) as (build, initrd):
             for name in sorted(name for name, kind in places if kind == variant):
@@ -222,6 +223,8 @@ def program():
     parser = new_parser("scripts/mutants", __doc__)
     parser.add_argument("--list", action="store_true", help="show the mutants and stop")
     parser.add_argument("--machine", action="append", choices=machine.MACHINES, help="only there")
+    variants = sorted({kernel for one in mutate.mutants() for _, kernel in one.places})
+    parser.add_argument("--kernel", action="append", choices=variants, help="only with it")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs of a build")
     parser.add_argument("mutant", nargs="*", help="which to try; default: all")
     args = parser.parse_args()
@@ -235,7 +238,7 @@ def program():
                 print(f"{one.name:44} equivalent: {one.fields['equivalent']}")
         return 0
     noticed, start = [], time.monotonic()
-    for name, variant, trial in hunt(chosen, args.machine, args.jobs):
+    for name, variant, trial in hunt(chosen, args.machine, args.jobs, args.kernel):
         noticed.append(bool(trial.by))
         others = f", but these failed: {', '.join(trial.failed)}" if trial.failed else ""
         by = trial.by or f"no case that is named{others}"

@@ -62,6 +62,25 @@ fn access_without_memory_reaches_the_host() {
     }
 }
 
+/// The guest reads what the host has written to a slot, until that is deleted.
+fn guest_reads_a_slot() {
+    let gpa = Gpa(1 << 30);
+    let (mut vm, mut vcpus) = Vm::new(2, 1, guest::read_pages);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, 1, gpa, 2);
+    vcpus[0].set_args(Gva(gpa.0), 2, page_size() as u64);
+    slot.write(Page(0), 0, 5);
+    slot.write(Page(1), 0, 6);
+    expect_eq!(vcpus[0].run(), Exit::Sync(0, 5));
+    expect_eq!(vcpus[0].run(), Exit::Sync(1, 6));
+    slot.write(Page(0), 0, 7);
+    expect_eq!(vcpus[0].run(), Exit::Sync(0, 7));
+
+    expect_eq!(slot.region().delete(), Ok(()));
+    let gpa = slot.gpa(Page(1));
+    let is_write = false;
+    expect_eq!(vcpus[0].run(), Exit::Mmio { gpa, is_write });
+}
+
 /// A vCPU that never exits can be stopped.
 fn kick_stops_a_vcpu() {
     let (_vm, mut vcpus) = Vm::new(0, 1, spin);
@@ -83,6 +102,7 @@ test_main! {
         guest_talks_to_the_host,
         exception_reaches_the_host,
         access_without_memory_reaches_the_host,
+        guest_reads_a_slot,
         kick_stops_a_vcpu,
     ],
 }

@@ -97,11 +97,8 @@ fn ring_has_each_page_of_a_huge_page() {
 fn ring_splits_blocks() {
     const BLOCKS: usize = 48;
     let backing = Backing::AnonymousThp;
-    let size = backing.need_huge_pages(BLOCKS);
+    let size = backing.need_many_huge_pages(BLOCKS);
     let count = size * BLOCKS;
-    if Bytes::of_pages(count) > Bytes(256 << 20) {
-        ktap::skip("huge pages are too large for that many");
-    }
     let vm = Vm::special(Kind::DirtyRing(4096), count, 1, guest::write_pages);
     let mut machine = Machine::of_vm(vm, backing, count);
     machine.slot.fill();

@@ -7,7 +7,7 @@
 //! means that this does not work for an access of KVM, or that one does more than it should: that
 //! it fails, or changes marks.
 //!
-//! The other access that KVM makes, to stolen time, is in `userfault_memory`.
+//! The others that KVM makes, to stolen time and to tags, are in `userfault_memory`.
 
 use libkvm::*;
 use std::ops::Range;

@@ -172,10 +172,7 @@ fn unreadable_marks_keep_a_block_out() {
 fn permission_faults_split_blocks() {
     const BLOCKS: usize = 48;
     let backing = Backing::AnonymousThp;
-    let size = backing.need_huge_pages(BLOCKS);
-    if Bytes::of_pages(size * BLOCKS) > Bytes(256 << 20) {
-        ktap::skip("huge pages are too large for that many");
-    }
+    let size = backing.need_many_huge_pages(BLOCKS);
     let mut machine = Machine::with_huge_pages_and_guest(backing, BLOCKS, 1, guest::write_pages);
     let stride = Bytes::of_pages(size).0;
     machine.vcpus[0].set_args(Gva(GPA.0), BLOCKS as u64, stride);

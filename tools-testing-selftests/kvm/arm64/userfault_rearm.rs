@@ -177,6 +177,12 @@ fn collapse(slot: &Slot, _: &Bitmap) -> bool {
     area.advise(0..area.pages(), Advice::Collapse).is_ok()
 }
 
+/// Returns how many rounds are to be made where so many are for a block of 512 pages: a larger one
+/// takes the host longer to make.
+fn for_blocks(rounds: usize, machine: &Machine) -> usize {
+    (rounds * 512 / machine.slot.pages()).max(20)
+}
+
 /// The page is all that there is.
 fn check_race_for_a_page(backing: Backing) {
     let machine = Machine::with_guest(backing, 1, 3, guest::hunt_zero);
@@ -186,13 +192,15 @@ fn check_race_for_a_page(backing: Backing) {
 /// Pages of a block go one by one.
 fn check_race_for_a_page_of_a_block(backing: Backing, taken: Page, discard: impl Fn(&Slot, Page)) {
     let machine = Machine::with_huge_pages_and_guest(backing, 1, 2, guest::hunt_zero);
-    race(machine, 300, taken, collapse, discard);
+    let rounds = for_blocks(300, &machine);
+    race(machine, rounds, taken, collapse, discard);
 }
 
 /// All of a huge page goes when one page of it is marked, the first or another.
 fn check_race_for_a_block(backing: Backing, taken: Page) {
     let machine = Machine::with_huge_pages_and_guest(backing, 1, 3, guest::hunt_zero);
-    race(machine, 500, taken, as_it_is, discard_all);
+    let rounds = for_blocks(500, &machine);
+    race(machine, rounds, taken, as_it_is, discard_all);
 }
 
 fn race_for_a_block_of_hugetlb() {
@@ -222,7 +230,8 @@ fn check_race_for_permissions(logged: [u32; 2], discard: impl Fn(&Slot, Page)) {
     };
     let (backing, entry) = (Backing::AnonymousThp, guest::hunt_zero_and_copy);
     let machine = Machine::with_huge_pages_and_guest(backing, 1, 2, entry);
-    race(machine, 200, taken, prepare, discard);
+    let rounds = for_blocks(200, &machine);
+    race(machine, rounds, taken, prepare, discard);
 }
 
 /// An exit holds nothing: when faults have met marks in all ways, the pages that they found can be

@@ -73,8 +73,16 @@ impl Backing {
     pub fn huge_pages(self) -> Option<usize> {
         let size = match self {
             Self::AnonymousThp | Self::ShmemThp => {
-                let text = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size";
-                fs::read_to_string(text).ok()?.trim().parse().ok()?
+                let folder = "/sys/kernel/mm/transparent_hugepage";
+                let size = fs::read_to_string(format!("{folder}/hpage_pmd_size"));
+                let size = size.ok()?.trim().parse::<usize>().ok()?;
+                if self == Self::ShmemThp {
+                    // The page cache does not have all sizes.
+                    let kilobytes = size >> 10;
+                    let control = format!("{folder}/hugepages-{kilobytes}kB/shmem_enabled");
+                    fs::metadata(control).ok()?;
+                }
+                size
             }
             Self::AnonymousHugetlb | Self::SharedHugetlb => meminfo("Hugepagesize:")? << 10,
             Self::OtherHugetlb(size) => size.0 as usize,
@@ -92,6 +100,15 @@ impl Backing {
             ktap::skip(format!(
                 "fewer than {count} free hugetlb pages (nr_hugepages)"
             ));
+        }
+        pages
+    }
+
+    /// As [`Backing::need_huge_pages`], or skips the case where they are too much memory.
+    pub fn need_many_huge_pages(self, count: usize) -> usize {
+        let pages = self.need_huge_pages(count);
+        if Bytes::of_pages(pages * count) > Bytes(256 << 20) {
+            ktap::skip("huge pages are too large for that many");
         }
         pages
     }
@@ -159,7 +176,8 @@ pub enum Advice {
     Mergeable = bindings::MADV_MERGEABLE,
 }
 
-/// Pages of memory, with a page behind them that can never be accessed.
+/// Pages of memory, with a page behind them that can never be accessed, if it is not somebody
+/// else's memory.
 ///
 /// Whoever has an area keeps it mapped. Everything in it is accessed by atomics, as guests, KVM and
 /// other processes may do so at the same time, and by those of one size, which Rust asks for.
@@ -172,7 +190,7 @@ struct Mapping {
     len: usize,
     /// What has to be unmapped in the end, if that is not for somebody else to do.
     reserved: Option<(NonNull<u8>, usize)>,
-    /// Who unmaps it otherwise, and is kept for that. The kernel's own memory has neither.
+    /// Who unmaps it otherwise, and is kept for that.
     owner: Option<Arc<dyn Any + Send + Sync>>,
     /// The file that is mapped, and from where on.
     file: Mutex<Option<File>>,
@@ -323,19 +341,19 @@ impl Area {
     ///
     /// # Safety
     ///
-    /// It must be mapped and writable for as long as its owner is there, or be the kernel's own.
-    /// There may be no references to it.
+    /// It must be mapped and writable for as long as its owner is there, and there may be no
+    /// references to it.
     pub(crate) unsafe fn of_others(
         start: NonNull<u8>,
         len: usize,
-        owner: Option<Arc<dyn Any + Send + Sync>>,
+        owner: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         Self(Arc::new(Mapping {
             backing: Backing::Anonymous,
             start,
             len,
             reserved: None,
-            owner,
+            owner: Some(owner),
             file: Mutex::new(None),
             file_start: 0,
         }))
@@ -347,19 +365,28 @@ impl Area {
         self.0.owner.as_ref().is_some_and(is_this)
     }
 
-    /// Returns the kernel's data for the vDSO, memory that has no struct page which KVM can use, or
-    /// skips the case where there is none. Nobody can write there.
+    /// Maps a page that has no struct page for KVM, as drivers map theirs (VM_PFNMAP): that of a
+    /// perf event. Skips the case where there is none for this user.
     #[track_caller]
-    pub fn of_vdso_data() -> Self {
-        let maps = fs::read_to_string("/proc/self/maps").expect("cannot read maps");
-        let Some(line) = maps.lines().find(|line| line.contains("[vvar")) else {
-            ktap::skip("no [vvar] in /proc/self/maps");
+    pub fn of_perf_event() -> Self {
+        let event = bindings::perf_event_attr {
+            type_: bindings::perf_type_id_PERF_TYPE_SOFTWARE,
+            config: bindings::perf_sw_ids_PERF_COUNT_SW_DUMMY.into(),
+            size: size_of::<bindings::perf_event_attr>() as u32,
+            ..Default::default()
         };
-        let start = line.split('-').next().unwrap_or_default();
-        let start = usize::from_str_radix(start, 16).expect("not an address in maps");
-        let start = NonNull::new(start as *mut u8).expect("not an address in maps");
-        // SAFETY: It stays mapped. Whoever writes there ends the process.
-        unsafe { Self::of_others(start, page_size(), None) }
+        let (call, any, none) = (bindings::SYS_perf_event_open.into(), -1, -1);
+        // SAFETY: The kernel reads the description, which has its size.
+        let fd = unsafe { bindings::syscall(call, &raw const event, 0, any, none, 0_u64) };
+        let fd = match Errno::check(fd as i32) {
+            Err(error @ (Errno::EACCES | Errno::ENOSYS | Errno::EPERM)) => {
+                ktap::skip(format!("no perf events for this user: {error:?}"))
+            }
+            other => other.expect("perf_event_open failed"),
+        };
+        // SAFETY: The file descriptor is new and has no other owner.
+        let file = unsafe { File::from_raw_fd(fd) };
+        Self::of_file(Backing::Shmem, file, Bytes(0), 1)
     }
 
     /// Maps the same file once more, at another address.
@@ -455,8 +482,6 @@ impl Area {
     /// Returns where pages begin, and their size in bytes, to have the kernel change them.
     #[track_caller]
     fn range(&self, pages: Range<usize>) -> (*mut c_void, usize) {
-        let is_kernels = self.0.reserved.is_none() && self.0.owner.is_none();
-        assert!(!is_kernels, "the kernel's own memory");
         let len = Bytes::of_pages(pages.len()).0 as usize;
         let start = Page(pages.start).offset().0 as usize;
         (self.pointer(start, len).cast(), len)
@@ -544,8 +569,7 @@ impl Area {
         unsafe { mmap(start.cast(), len, Access::ReadWrite, flags, None) }.expect("mmap failed");
     }
 
-    /// Returns how many bytes the kernel says to be in huge pages: of a field of smaps whose name
-    /// contains one of these.
+    /// Returns the sum of some fields that smaps has for the memory, in bytes.
     fn smaps(&self, names: &[&str]) -> usize {
         let text = fs::read_to_string("/proc/self/smaps").expect("cannot read smaps");
         let (start, end) = (self.at(0).0, self.at(self.len()).0);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <linux/mempolicy.h>
+#include <linux/perf_event.h>
 #include <linux/userfaultfd.h>
 
 #include "kvm_util.h"

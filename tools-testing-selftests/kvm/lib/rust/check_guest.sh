@@ -28,7 +28,7 @@
 				fail("guest code calls " symbol)
 		for (symbol in taken)
 			if (!(symbol in own) && (symbol in code || symbol ~ /^\.text/) &&
-			    symbol !~ /libkvm[0-9]+guest|^__st(art|op)_guest_code$/)
+			    symbol !~ /libkvm([0-9]+arm64)?[0-9]+guest|^__st(art|op)_guest_code$/)
 				fail("guest code has the address of " symbol)
 		exit wrong
 	}'

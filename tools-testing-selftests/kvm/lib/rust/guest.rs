@@ -17,10 +17,7 @@
 //! memory is the guest's own problem. That is why accesses are safe.
 
 use crate::*;
-use core::{
-    arch::asm,
-    ptr, //
-};
+use core::ptr;
 
 /// What only guest code has: the first argument of its entry point.
 #[repr(transparent)]
@@ -56,19 +53,6 @@ macro_rules! guest_code {
     )+};
 }
 
-extern "C" {
-    // The linker's, for the section.
-    static __start_guest_code: u8;
-    static __stop_guest_code: u8;
-}
-
-/// Returns whether an address is in a function that was defined by
-/// [`guest_code!`](crate::guest_code).
-pub fn is_in_guest_code(address: Gva) -> bool {
-    let (start, end) = (&raw const __start_guest_code, &raw const __stop_guest_code);
-    (start as u64..end as u64).contains(&address.0)
-}
-
 impl Guest {
     /// Reads a word.
     #[inline(always)]
@@ -99,50 +83,6 @@ impl Guest {
             // SAFETY: The number of arguments is right, and ucall() is made to be called by guests.
             unsafe { bindings::ucall(bindings::UCALL_DONE.into(), 0) }
         }
-    }
-
-    /// Calls firmware by SMCCC and returns the first result.
-    #[inline(always)]
-    pub fn call_firmware(&self, function: u32) -> u64 {
-        let mut result = u64::from(function);
-        // SAFETY: In the guest, see the module's documentation. At EL2 there is no HVC.
-        unsafe {
-            asm!(
-                "mrs {level}, CurrentEL",
-                "cmp {level}, #(2 << 2)",
-                "b.eq 2f",
-                "hvc #0",
-                "b 3f",
-                "2: smc #0",
-                "3:",
-                level = out(reg) _,
-                inout("x0") result,
-                inout("x1") 0_u64 => _,
-                inout("x2") 0_u64 => _,
-                inout("x3") 0_u64 => _,
-                out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
-                out("x10") _, out("x11") _, out("x12") _, out("x13") _, out("x14") _,
-                out("x15") _, out("x16") _, out("x17") _,
-            );
-        }
-        result
-    }
-
-    /// Returns the number of the interrupt that the GIC has for this vCPU, or 1023 if it has none.
-    /// It is not taken.
-    #[inline(always)]
-    pub fn pending_interrupt(&self) -> u64 {
-        let mut value = 1_u64;
-        // SAFETY: In the guest, see the module's documentation. Interrupts are masked.
-        unsafe {
-            asm!(
-                "msr ICC_IGRPEN1_EL1, {value}",
-                "isb",
-                "mrs {value}, ICC_HPPIR1_EL1",
-                value = inout(reg) value,
-            );
-        }
-        value
     }
 
     /// Calls a function for each of `pages` pages from `base` on, `stride` bytes apart, over and

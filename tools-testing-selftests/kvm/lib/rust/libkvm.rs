@@ -46,7 +46,7 @@
 //! program, as it does when a call fails that always has to work, this fails the case.
 //!
 //! The modules build on each other in this order: `ktap`, `sys`, `units`, `area`, `bitmap`;
-//! `guest` and those whose names begin so; `handle`, `vcpu`, `vm`, `slot`; then all others.
+//! `guest`; `handle`, `vcpu`, `vm`, `slot`; then all others, with those of `arm64`.
 
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks)]
 #[allow(improper_ctypes, missing_docs, unsafe_op_in_unsafe_fn)]
@@ -64,21 +64,15 @@ mod bindings {
 pub mod ktap;
 mod area;
 mod bitmap;
-mod stage2;
 mod sys;
 mod units;
 #[macro_use]
 pub mod guest;
+mod arm64;
 mod dirty;
 mod fixture;
-pub mod guest_access;
-pub mod guest_el2;
-pub mod guest_tags;
 mod handle;
-mod its;
-mod nested;
 mod slot;
-mod tags;
 mod trace;
 mod uffd;
 mod vcpu;
@@ -102,17 +96,9 @@ pub use area::{
     Area,
     Backing, //
 };
+pub use arm64::*;
 pub use bindings::{
-    GICR_CTLR,
-    GICR_PENDBASER,
-    GICR_PROPBASER,
-    GITS_BASER,
-    GITS_CBASER,
-    GITS_CREADR,
-    GITS_CTLR,
-    GITS_CWRITER,
     KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED,
-    KVM_CAP_ARM_VM_IPA_SIZE,
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
     KVM_CAP_USERFAULT,
     KVM_DIRTY_LOG_INITIALLY_SET,
@@ -133,14 +119,11 @@ pub use fixture::{
     SLOT, //
 };
 pub use guest::Guest;
-pub use its::Its;
-pub use nested::L2Table;
 pub use slot::{
     Region,
     Slot,
     Userfault, //
 };
-pub use stage2::Mapping;
 pub use sys::{
     allow_tagged_pointers,
     page_size,

@@ -188,14 +188,16 @@ impl Region {
 #[must_use = "the flag is cleared when this is dropped"]
 pub struct Userfault<'b> {
     slot: Slot,
+    is_set: bool,
     bitmap: PhantomData<&'b Bitmap>,
 }
 
 impl Userfault<'_> {
     /// Clears the flag.
     #[track_caller]
-    pub fn disable(self) {
+    pub fn disable(mut self) {
         self.clear();
+        self.is_set = false;
     }
 
     /// Clears the flag if it is set.
@@ -220,7 +222,9 @@ impl Userfault<'_> {
 
 impl Drop for Userfault<'_> {
     fn drop(&mut self) {
-        self.clear();
+        if self.is_set {
+            self.clear();
+        }
     }
 }
 
@@ -356,6 +360,7 @@ impl Slot {
         assert_eq!(enabled, Ok(()), "setting the flag");
         Userfault {
             slot: self.clone(),
+            is_set: true,
             bitmap: PhantomData,
         }
     }

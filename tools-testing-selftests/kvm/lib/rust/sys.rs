@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! System calls: their errors, and the ioctls of KVM and userfaultfd with the types they take.
+//! System calls: their errors, and the types that ioctls take.
 
 use crate::*;
 use std::{
@@ -32,7 +32,7 @@ macro_rules! errnos {
     };
 }
 
-errnos!(EAGAIN EBADF EBUSY EEXIST EFAULT EINTR EINVAL ENOMEM ENOSYS EPERM);
+errnos!(EACCES EAGAIN EBADF EBUSY EEXIST EFAULT EINTR EINVAL ENOMEM ENOSYS EPERM);
 
 impl Errno {
     /// Returns the error of the system call that has just failed in this thread.

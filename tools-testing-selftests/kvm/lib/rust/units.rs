@@ -59,6 +59,21 @@ address! {
     Hva
 }
 
+extern "C" {
+    // The linker's, for the section.
+    static __start_guest_code: u8;
+    static __stop_guest_code: u8;
+}
+
+impl Gva {
+    /// Returns whether the address is in a function that was defined by
+    /// [`guest_code!`](crate::guest_code).
+    pub fn is_in_guest_code(self) -> bool {
+        let (start, end) = (&raw const __start_guest_code, &raw const __stop_guest_code);
+        (start as u64..end as u64).contains(&self.0)
+    }
+}
+
 /// A number of bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(transparent)]

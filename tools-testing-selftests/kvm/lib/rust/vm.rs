@@ -73,6 +73,15 @@ fn with_40_bits(mode: bindings::vm_guest_mode) -> bindings::vm_guest_mode {
 }
 
 impl Vm {
+    /// Skips the case where guests do not have all addresses up to `end`.
+    pub fn need_addresses(end: Gpa) {
+        let bits = system_capability(bindings::KVM_CAP_ARM_VM_IPA_SIZE);
+        // See with_40_bits().
+        if end > Gpa(1 << bits.min(40)) {
+            ktap::skip("guests have no addresses for so many pages of this size");
+        }
+    }
+
     /// Creates a VM with vCPUs that start at `entry`.
     ///
     /// `pages` is the number of host pages that slots are going to have; libkvm has to reserve
@@ -92,7 +101,7 @@ impl Vm {
     #[track_caller]
     fn with(kind: Option<Kind>, pages: usize, vcpus: usize, entry: Entry) -> (Self, Vec<Vcpu>) {
         let address = Gva(entry as usize as u64);
-        assert!(guest::is_in_guest_code(address), "not in guest_code!");
+        assert!(address.is_in_guest_code(), "not in guest_code!");
         // What __vm_create() does, but for capabilities that want a VM without memory.
         let shape = bindings::vm_shape {
             // SAFETY: libkvm sets this before main().
@@ -250,15 +259,18 @@ impl Vm {
         unsafe {
             let region = (*bindings::memslot2region(raw, OWN_SLOT)).region;
             let start = NonNull::new(region.userspace_addr as *mut u8).expect("no memory");
-            Area::of_others(start, region.memory_size as usize, Some(owner))
+            Area::of_others(start, region.memory_size as usize, owner)
         }
     }
 
     /// Returns where the entry is by which the guest's own tables translate an address, in the
-    /// table of a level.
+    /// table of a level that they have.
     #[track_caller]
     pub fn table_entry(&mut self, gva: Gva, level: i32) -> Gpa {
         let raw = self.raw_for_tables();
+        // SAFETY: The pointer is valid.
+        let levels = unsafe { (*raw).mmu.pgtable_levels };
+        assert!((4 - levels..4).contains(&level), "no level {level}");
         // SAFETY: The pointer is valid. libkvm does not look whether an entry is valid, and goes on
         // with guest address 0 where none is: what it returns is in its own memory in any case.
         Gpa(unsafe {

@@ -52,7 +52,7 @@ guest_code! {
     /// has loaded. Starts over at the end.
     pub fn access_in_all_ways(guest: Guest, base: Gva, pages: u64, stride: u64) {
         guest.for_each_page(base, pages, stride, |page, address| {
-            guest.sync(page, access(page, address));
+            guest.sync(page, access(&guest, page, address));
         })
     }
 
@@ -61,8 +61,8 @@ guest_code! {
     pub fn access_a_seam(guest: Guest, base: Gva, _pages: u64, stride: u64) {
         let seam = base + Bytes(stride.wrapping_sub(4));
         loop {
-            guest.sync(0, load(seam));
-            store(seam, STORED);
+            guest.sync(0, load(&guest, seam));
+            store(&guest, seam, STORED);
             guest.sync(1, STORED);
         }
     }
@@ -71,7 +71,7 @@ guest_code! {
     /// which exits, and hands the host the page's number. Starts over at the end.
     pub fn touch_without_access(guest: Guest, base: Gva, pages: u64, stride: u64) {
         guest.for_each_page(base, pages, stride, |page, address| {
-            touch(address);
+            touch(&guest, address);
             guest.sync(page, 0);
         })
     }
@@ -79,10 +79,10 @@ guest_code! {
     /// Loads the first words of each page as a vector of FEAT_SVE, hands the host the page's number
     /// and the first of them, stores it in all, and does so again. Starts over at the end.
     pub fn access_by_sve(guest: Guest, base: Gva, pages: u64, stride: u64) {
-        enable_sve();
+        enable_sve(&guest);
         guest.for_each_page(base, pages, stride, |page, address| {
-            guest.sync(page, load_by_sve(address));
-            store_by_sve(address, STORED);
+            guest.sync(page, load_by_sve(&guest, address));
+            store_by_sve(&guest, address, STORED);
             guest.sync(page, STORED);
         })
     }
@@ -90,7 +90,7 @@ guest_code! {
 
 /// Loads a word that need not be aligned.
 #[inline(always)]
-fn load(address: Gva) -> u64 {
+fn load(_guest: &Guest, address: Gva) -> u64 {
     let value;
     // SAFETY: In the guest, see `guest`.
     unsafe { asm!("ldr {}, [{}]", out(reg) value, in(reg) address.0) };
@@ -99,14 +99,14 @@ fn load(address: Gva) -> u64 {
 
 /// Stores a word that need not be aligned.
 #[inline(always)]
-fn store(address: Gva, value: u64) {
+fn store(_guest: &Guest, address: Gva, value: u64) {
     // SAFETY: In the guest, see `guest`.
     unsafe { asm!("str {}, [{}]", in(reg) value, in(reg) address.0) };
 }
 
 /// Prefetches a word in each way and has the MMU translate its address.
 #[inline(always)]
-fn touch(address: Gva) {
+fn touch(_guest: &Guest, address: Gva) {
     // SAFETY: In the guest, see `guest`.
     unsafe {
         asm!(
@@ -121,7 +121,7 @@ fn touch(address: Gva) {
 
 /// Lets EL1 use SVE, by CPACR_EL1.ZEN.
 #[inline(always)]
-fn enable_sve() {
+fn enable_sve(_guest: &Guest) {
     // SAFETY: In the guest, see `guest`.
     unsafe {
         asm!(
@@ -136,7 +136,7 @@ fn enable_sve() {
 
 /// Loads a vector and returns its first word.
 #[inline(always)]
-fn load_by_sve(address: Gva) -> u64 {
+fn load_by_sve(_guest: &Guest, address: Gva) -> u64 {
     let value;
     // SAFETY: In the guest, see `guest`. All registers that are written are named: z0 is v0 for
     // Rust, which has nothing in the rest of it, as it does not use SVE.
@@ -157,7 +157,7 @@ fn load_by_sve(address: Gva) -> u64 {
 
 /// Stores a word in all of a vector.
 #[inline(always)]
-fn store_by_sve(address: Gva, value: u64) {
+fn store_by_sve(_guest: &Guest, address: Gva, value: u64) {
     // SAFETY: As above.
     unsafe {
         asm!(
@@ -184,7 +184,7 @@ fn has_lse() -> bool {
 
 /// Returns how many bytes DC ZVA zeroes.
 #[inline(always)]
-fn zeroed_at_once() -> u64 {
+fn zeroed_at_once(_guest: &Guest) -> u64 {
     let features: u64;
     // SAFETY: In the guest, see `guest`.
     unsafe { asm!("mrs {}, dczid_el0", out(reg) features) };
@@ -197,7 +197,7 @@ fn zeroed_at_once() -> u64 {
 
 /// Accesses a word in a way and returns what the way is to tell.
 #[inline(always)]
-fn access(way: u64, address: Gva) -> u64 {
+fn access(guest: &Guest, way: u64, address: Gva) -> u64 {
     let mut loaded = 0;
     // Ends in the page, and begins in the one before.
     let straddling = address + Bytes(4_u64.wrapping_neg());
@@ -272,7 +272,7 @@ fn access(way: u64, address: Gva) -> u64 {
             // An emulator that has no cache does nothing here. There the load exits in its place.
             12 => asm!("dc cvac, {1}", "ldr {0}, [{1}]", out(reg) loaded, in(reg) address),
             13 => asm!("dc civac, {1}", "ldr {0}, [{1}]", out(reg) loaded, in(reg) address),
-            14 if zeroed_at_once() != 0 => asm!("dc zva, {}", in(reg) address),
+            14 if zeroed_at_once(guest) != 0 => asm!("dc zva, {}", in(reg) address),
             14 => asm!("str xzr, [{}]", in(reg) address),
             _ => asm!("blr {}", in(reg) address, out("x30") _),
         }
