@@ -67,11 +67,14 @@ m()
 {
 	number=$1
 	shift
+	dmesg -c >/dev/null
 	echo $number >/sys/module/kvm/parameters/mutant
 	echo "mutant: begins $number"
 	for test; do $test; done
 	echo 0 >/sys/module/kvm/parameters/mutant
 	echo "mutant: ended $number"
+	# What comes after this would not say much.
+	! dmesg | grep -qE "$splat" || exit 1
 }
 """
 
@@ -131,7 +134,8 @@ class Place:
         failed, how the kernel shows that something is wrong with it)."""
         seconds = SECONDS[self.name]
         lines = [f"m {one.number} {shlex.join(commands(one, self.known))}" for one in chosen]
-        script = "\n".join([SCRIPT, f"seconds={seconds}", *lines])
+        splat = machine.SPLAT.pattern.replace(r"\d", "[0-9]")
+        script = "\n".join([SCRIPT, f"seconds={seconds} splat='{splat}'", *lines])
         limits = {"timeout": 600 + 60 * len(chosen), "silence": seconds + 60, "stop": DEAD}
         place = self.name, self.build, self.initrd
         try:
