@@ -199,8 +199,11 @@ def write_if_changed(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this run alone: another may write the same file, and have the same process id.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_fields(path):

@@ -91,6 +91,7 @@ class Errors(small.Scratch):
             with contextlib.suppress(KeyboardInterrupt):
                 common.write_if_changed(path, "new")
         self.assertEqual(path.read_text(), "old")
+        self.assertEqual(list(self.folder.iterdir()), [path], "what was written is gone")
         common.write_if_changed(path, "new")
         self.assertEqual(path.read_text(), "new")
 
