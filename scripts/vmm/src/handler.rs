@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -115,11 +116,11 @@ pub fn serve(folder: &Path, path: &Path) -> Result<()> {
     let fill = Fill::Uffd(uffd.clone(), base);
     let pager = Pager::new(pages, Box::new(memory), fill, Some(marks), stats.clone())?;
     let (faults, exits) = (pager.clone(), pager.clone());
-    thread::spawn(move || faults.serve(&uffd, base));
+    spawn(move || faults.serve(&uffd, base));
     thread::spawn(move || {
         for vcpu in listener.incoming().flatten() {
             let pager = exits.clone();
-            thread::spawn(move || answer(vcpu, &pager));
+            spawn(move || answer(vcpu, &pager));
         }
     });
     pager.stream(pages).context("the VMM has gone before all was there")?;
@@ -132,11 +133,23 @@ pub fn serve(folder: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Answers the requests of a vCPU.
+/// Starts a thread whose failure ends the handler: otherwise a vCPU may wait for it for ever.
+fn spawn(work: impl FnOnce() -> Result<()> + Send + 'static) {
+    thread::spawn(move || {
+        if let Err(error) = work() {
+            eprintln!("vmm: error: {error:#}");
+            process::exit(1);
+        }
+    });
+}
+
+/// Answers the requests of a vCPU, until the VMM ends.
 fn answer(mut vcpu: UnixStream, pager: &Pager) -> Result<()> {
     while let Ok(page) = read_word(&mut vcpu) {
         pager.demand(page as usize)?;
-        vcpu.write_all(&0u64.to_le_bytes()).context("the VMM has gone")?;
+        if vcpu.write_all(&0u64.to_le_bytes()).is_err() {
+            break;
+        }
     }
     Ok(())
 }

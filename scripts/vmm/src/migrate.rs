@@ -14,6 +14,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -111,6 +112,17 @@ impl Link {
     }
 }
 
+impl Message {
+    /// The pages that a message brings to a machine, which has that many.
+    fn pages(&self, of: usize) -> Result<Range<usize>> {
+        let (first, bytes) = (self.a as usize, self.content.len());
+        let pages = first..first.saturating_add(bytes / page_size());
+        let fit = !pages.is_empty() && bytes % page_size() == 0 && pages.end <= of;
+        ensure!(fit, "{bytes} bytes for page {first}, which do not fit the machine");
+        Ok(pages)
+    }
+}
+
 /// Sends pages that nobody has sent, and counts them.
 struct Sender<'a> {
     vm: &'a Vm,
@@ -120,7 +132,7 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    fn send(&self, pages: std::ops::Range<usize>) -> Result<u64> {
+    fn send(&self, pages: Range<usize>) -> Result<u64> {
         // A page that is taken is sent before anybody else sends anything, DONE above all.
         let mut link = self.link.lock().unwrap();
         let mut bytes = 0;
@@ -236,7 +248,11 @@ fn finish(sender: &mut Sender) -> Result<u64> {
             loop {
                 let message = requests.receive()?;
                 match message.kind {
-                    REQUEST => bytes += shared.send(message.a as usize..message.a as usize + 1)?,
+                    REQUEST => {
+                        let page = message.a as usize;
+                        ensure!(page < shared.missing.pages(), "a request for page {page}");
+                        bytes += shared.send(page..page + 1)?;
+                    }
                     END => return Ok((asked, bytes)),
                     kind => bail!("message {kind} from the destination, which is not for now"),
                 }
@@ -255,7 +271,8 @@ fn finish(sender: &mut Sender) -> Result<u64> {
 /// Pages that come over the connection.
 struct Incoming {
     fill: Fill,
-    marks: Option<Arc<Marks>>,
+    /// The pages that have not come.
+    missing: Arc<Marks>,
     /// The pages that nobody has asked for.
     unasked: Marks,
     link: Mutex<Link>,
@@ -277,18 +294,15 @@ impl Incoming {
             let message = link.receive()?;
             match message.kind {
                 PAGES => {
-                    let first = message.a as usize;
-                    let pages = first..first + message.content.len() / page_size();
+                    let pages = message.pages(self.missing.pages())?;
                     self.fill.put(pages.clone(), &message.content)?;
                     self.stats.bytes.fetch_add(message.content.len() as u64, Ordering::Relaxed);
-                    if let Some(marks) = &self.marks {
-                        marks.clear(pages);
-                        let _guard = self.arrivals.0.lock().unwrap();
-                        self.arrivals.1.notify_all();
-                    }
+                    self.missing.clear(pages);
+                    let _guard = self.arrivals.0.lock().unwrap();
+                    self.arrivals.1.notify_all();
                 }
                 DONE => {
-                    let missing = self.marks.as_ref().map_or(0, |marks| marks.count());
+                    let missing = self.missing.count();
                     ensure!(missing == 0, "the source is done, and {missing} pages never came");
                     return self.link.lock().unwrap().send(END, 0, 0, &[]);
                 }
@@ -307,7 +321,7 @@ impl Demand for Arc<Incoming> {
     fn page(&mut self, page: usize) -> Result<()> {
         self.ask(page)?;
         let mut guard = self.arrivals.0.lock().unwrap();
-        while self.marks.as_ref().is_some_and(|marks| marks.is_set(page)) {
+        while self.missing.is_set(page) {
             guard = self.arrivals.1.wait(guard).unwrap();
         }
         Ok(())
@@ -338,7 +352,10 @@ pub fn receive(path: &Path, stats: &Arc<Stats>) -> Result<Guest> {
     let switch = loop {
         let message = link.receive()?;
         match message.kind {
-            PAGES => vm.memory.write(message.a as usize, &message.content)?,
+            PAGES => {
+                let pages = message.pages(config.pages())?;
+                vm.memory.write(pages.start, &message.content)?;
+            }
             SWITCH => break message,
             kind => bail!("message {kind} from the source, which is not for now"),
         }
@@ -378,14 +395,14 @@ fn incomplete(
         vm.memory.drop_pages(run)?;
     }
     unasked.load_words(&missing.to_words());
-    let marks = by_marks.then_some(missing);
+    let marks = by_marks.then(|| missing.clone());
     if let Some(marks) = &marks {
         vm.set_slot(Some(marks), false)?;
     }
     let mut reader = link.try_clone()?;
     let incoming = Arc::new(Incoming {
         fill: Fill::Uffd(uffd.clone(), base),
-        marks: marks.clone(),
+        missing,
         unasked,
         link: Mutex::new(link),
         arrivals: Default::default(),

@@ -98,7 +98,8 @@ impl Pager {
     /// Returns when a page that a vCPU exited for is there.
     pub fn demand(&self, page: usize) -> Result<()> {
         if self.supply(page..page + 1)? == 0 {
-            // Another thread is at it. To enter the vCPU now would only make it exit again.
+            // Another thread is at it. To enter the vCPU now would only make it exit again. A VMM
+            // whose pages come from afar sleeps here, as `migrate` does.
             while self.marks.as_ref().is_some_and(|marks| marks.is_set(page)) {
                 std::thread::yield_now();
             }

@@ -17,6 +17,14 @@ use crate::state::State;
 /// Writes a snapshot, or leaves none.
 pub fn write(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
     fs::create_dir_all(folder).context(format!("creating {}", folder.display()))?;
+    for name in ["memory", "state"] {
+        let path = folder.join(name);
+        ensure!(
+            !path.exists(),
+            "{} is there already: a snapshot gets a folder of its own",
+            path.display()
+        );
+    }
     let result = write_files(folder, memory, state)
         .with_context(|| format!("writing the snapshot {}", folder.display()));
     if result.is_err() {
@@ -28,8 +36,6 @@ pub fn write(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
 }
 
 fn write_files(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
-    let path = folder.join("state");
-    ensure!(!path.exists(), "its state is there already");
     let file = File::create(folder.join("memory"))?;
     let pages = memory.config().pages();
     for first in (0..pages).step_by(BLOCK_PAGES) {
@@ -46,7 +52,7 @@ fn write_files(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
     let mut file = File::create(&new)?;
     file.write_all(&state.encode())?;
     file.sync_all()?;
-    fs::rename(&new, path)?;
+    fs::rename(&new, folder.join("state"))?;
     Ok(())
 }
 
@@ -128,6 +134,15 @@ mod tests {
             fs::write(folder.join("state"), state.encode()).unwrap();
         };
         assert!(refused(foreign).contains("does not belong"));
+    }
+
+    #[test]
+    fn snapshot_is_not_overwritten() {
+        let folder = snapshot();
+        let memory = Memory::new(example().config, Backing::Anonymous).unwrap();
+        let error = write(folder.as_path(), &memory, &example()).unwrap_err();
+        assert!(format!("{error:#}").contains("is there already"));
+        open(folder.as_path()).unwrap();
     }
 
     #[test]
