@@ -11,6 +11,7 @@ and how long a toggle takes. Results are a Markdown page, a JSON file and a pict
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -178,11 +179,18 @@ def selftests(build, commit, jobs, words=()):
         yield kernel.selftests(kgit.TREE, build, jobs, words)
 
 
+@functools.cache
+def emulator():
+    """Returns which QEMU there is."""
+    return output(["qemu-system-aarch64", "--version"]).splitlines()[0]
+
+
 def place(kind, build, commit, cases):
-    """Returns where the figures of a run are kept: they depend on the machine, the kernel, the
-    programs and the cases."""
+    """Returns where the figures of a run are kept: they depend on the machine and its emulator, the
+    kernel, the programs and the cases."""
     programs = kgit.git("rev-parse", f"{commit}:tools/testing/selftests/kvm/lib")
-    state = hashlib.sha256(f"{programs} {kind.variant} {cases}".encode())
+    host = machine.BENCH_MACHINES.get(kind.host) or machine.MACHINES[kind.host]
+    state = hashlib.sha256(f"{programs} {kind.variant} {cases} {host} {emulator()}".encode())
     for path in sorted(PROGRAMS.glob("*.rs")):
         state.update(path.read_bytes())
     return FOLDER / "figures" / f"{kind.host}-{build.name}-{state.hexdigest()[:12]}"
@@ -281,7 +289,7 @@ def program():
     base, series = (kgit.git("log", "-1", "--format=%s", one) for one in ("base", commit))
     about = {
         "command": " ".join(["scripts/bench", *words]),
-        "emulator": output(["qemu-system-aarch64", "--version"]).splitlines()[0],
+        "emulator": emulator(),
         "kernels": {BASE: base, CORE: series, HELPER: series},
     }
     for path in report.write(args.output, results, about):

@@ -19,6 +19,8 @@ FRAGMENTS = LAB / "config"
 # 4k-norust, 64k-debug or 4k-trace-nohelper: "gcc" is the compiler, "norust" and
 # "nohelper" leave something out, and any other word is a fragment.
 WITHOUT = ("rust", "helper")
+# Words of a variant that need no fragment.
+NO_FRAGMENT = ("4k", "gcc", *(f"no{name}" for name in WITHOUT))
 
 # Where the options are declared that defconfig decides about.
 KCONFIG = [
@@ -43,8 +45,8 @@ def fragments(variant):
     words = variant.split("-")
     names = ["kernel", *(["rust"] if "norust" not in words else [])]
     names += ["helper"] if not {"norust", "nohelper"} & set(words) else []
-    paths = [FRAGMENTS / f"{name}.config" for name in names + words]
-    return [path for path in paths if path.exists()]
+    paths = [FRAGMENTS / f"{name}.config" for name in names]
+    return paths + [FRAGMENTS / f"{word}.config" for word in words if word not in NO_FRAGMENT]
 
 
 def kind(variant):

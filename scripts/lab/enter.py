@@ -60,8 +60,11 @@ def delete(cache, toolchain):
             f"another run uses {cache}; nothing deleted.\nEnd it and run this again."
         ) from None
     toolchain.say(f"deleting {cache}")
-    command = toolchain.namespace("rm", "-rf", "--one-file-system", "--", cache)
-    subprocess.run(command, check=True)
+    # What says that it is a cache goes last, so that this can be run again where it was stopped.
+    mark = cache / ".kvm-userfault-cache"
+    find = ["find", cache, "-xdev", "-mindepth", "1", "!", "-path", mark, "-delete"]
+    subprocess.run(toolchain.namespace(*find), check=True)
+    shutil.rmtree(cache)
 
 
 def program():
@@ -79,16 +82,23 @@ def program():
     if asked.delete_cache:
         return delete(cache, toolchain)
     # To see what this machine does, nothing of it is replaced.
-    host_tools = asked.host_tools or asked.help or asked.h or (asked.here and not asked.pack)
-    inside = os.environ.get("KVM_USERFAULT_INSIDE") or os.environ.get("KVM_USERFAULT_HOST_TOOLS")
-    if host_tools or inside:
-        os.execvp("python3", ["python3", "--", *arguments])
+    as_it_is = asked.help or asked.h or (asked.here and not asked.pack)
+    command = ["python3", "--", *arguments]
+    if as_it_is or os.environ.get("KVM_USERFAULT_INSIDE"):
+        os.execvp(command[0], command)
+    if asked.host_tools:
+        # What it mounts is for this run.
+        command = toolchain.namespace(*command) if toolchain.IS_ROOT else command
+        os.execvp(command[0], command)
     cache.mkdir(parents=True, exist_ok=True)
     toolchain.bring_up_to_date(use(cache, fcntl.LOCK_SH))
     certificates = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
     for source, name in (("/etc/resolv.conf", "resolv.conf"), (certificates, "certificates.crt")):
         if os.path.exists(source):
-            shutil.copyfile(source, cache / name)
+            # Another run may be reading it.
+            new = cache / f"{name}.{os.getpid()}"
+            shutil.copyfile(source, new)
+            new.replace(cache / name)
     words = ["python3", "-B", "--", LAB / "inside.py", toolchain.ROOT, os.getcwd(), *arguments]
     command = toolchain.namespace(*words)
     return os.execvp(command[0], command)

@@ -48,19 +48,29 @@ def kernel(tree, variant, jobs=None, words=("Image",)):
         config.bring_up_to_date(tree, build, variant)
         how = "again" if (build / "vmlinux").exists() else "from nothing"
         command = make(tree, build, *words, jobs=jobs)
-        step(f"building the {variant} kernel {how}", command, f"kernel-{variant}")
+        log = f"kernel-{build.parent.name}-{variant}"
+        step(f"building the {variant} kernel {how}", command, log)
     return build
 
 
-def selftests(tree, build, jobs=None, words=()):
-    """Builds and installs the KVM selftests, and returns where they are."""
+def headers(tree, build):
+    """Installs the kernel's headers into a build directory, which the caller has locked."""
+    step("installing the kernel's headers", make(tree, build, "headers"), f"headers-{build.name}")
+
+
+def selftests(tree, build, jobs=None, words=(), anew=False):
+    """Builds and installs the KVM selftests, anew or on what was built, and returns where they are.
+    """
     installed = build / "kselftest_install"
     command = ["make", "-C", tree / "tools/testing/selftests", f"-j{jobs or JOBS}", "ARCH=arm64"]
     command += ["CROSS_COMPILE=aarch64-linux-gnu-", "TARGETS=kvm", "FORCE_TARGETS=1"]
     command += [f"O={build}", f"KSFT_INSTALL_PATH={installed}", *words, "install"]
-    with lock(f"build-{build.parent.name}-{build.name}"):
-        step("installing the kernel's headers", make(tree, build, "headers"), "headers")
-        step("building the KVM selftests", command, "selftests")
+    name = f"{build.parent.name}-{build.name}"
+    with lock(f"build-{name}"):
+        for old in (build / "kselftest", installed) if anew else ():
+            shutil.rmtree(old, ignore_errors=True)
+        headers(tree, build)
+        step("building the KVM selftests", command, f"selftests-{name}")
     return installed
 
 

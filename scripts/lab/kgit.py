@@ -73,6 +73,9 @@ def am(tree, files, *options):
     try:
         git(*words, tree=tree)
     except LabError as error:
+        if not asks("am", "--show-current-patch=raw", tree=tree):
+            # It has not begun.
+            raise
         failed = subject(git("am", "--show-current-patch=raw", tree=tree))
         git("am", "--abort", tree=tree)
         said = str(error).partition("' failed: ")[2]

@@ -9,7 +9,7 @@ import time
 
 import kernel
 import machine
-from common import CACHE, output, say, step
+from common import CACHE, lock, output, say, step
 
 # What a user of Debian installs for it; busybox, as on each machine, is the rest of a system.
 PACKAGES = ["bindgen", "gcc", "libc6-dev", "make", "rustc"]
@@ -60,7 +60,8 @@ def compilers():
 def run(source, build, timeout):
     """Builds a test of each kind on a machine, with the machine's own compilers, and runs it;
     returns an exit code."""
-    step("installing the kernel's headers", kernel.make(source, build, "headers"), "headers")
+    with lock(f"build-{build.parent.name}-{build.name}"):
+        kernel.headers(source, build)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         root, initrd = pathlib.Path(scratch, "root"), pathlib.Path(scratch, "initrd")
         (root / "linux/usr").mkdir(parents=True)

@@ -19,6 +19,7 @@ of the programs that 'scripts/run --here --pack FILE' has made on another machin
 
 import pathlib
 import shlex
+import tempfile
 import time
 
 import config
@@ -32,7 +33,7 @@ import skips
 import tree
 import user_tree
 import vmm
-from common import LabError, main, new_parser, say
+from common import LOGS, LabError, main, new_parser, say
 
 # What the names of the helper's KUnit suites begin with, and where a machine shows what they
 # found when it booted.
@@ -100,12 +101,21 @@ def verdict(name, build, code, lines, user=False):
     return wrong + skips.unexpected(place, build.name, ktap.parse(lines))
 
 
+def keep(name, lines):
+    """Writes a console where no later run writes, and returns where that is."""
+    file, path = tempfile.mkstemp(".log", f"failed-{name}-", LOGS)
+    with open(file, "w", encoding="utf-8") as out:
+        out.write("\n".join(lines))
+    return path
+
+
 def boot_suite(name, build, initrd, user=False):
     """Runs KUnit and the selftests on a machine, or what an ordinary user can run of them, and
     returns what is wrong."""
     command = AS_USER + shlex.quote(suite(USER_PROGRAMS)) if user else suite()
     code, lines = machine.boot(name, build, initrd, command, show=False, timeout=1800)
-    return verdict(name, build, code, lines, user)
+    wrong = verdict(name, build, code, lines, user)
+    return wrong + [f"the console is in {keep(name, lines)}"] if wrong else []
 
 
 def boot_program(name, build, initrd, program):

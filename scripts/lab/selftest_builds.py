@@ -19,9 +19,7 @@ def by_clang(source, names, jobs):
     build = kernel.directory(source, "selftests-clang")
     build.mkdir(parents=True, exist_ok=True)
     # What an earlier run has built says nothing of this one.
-    for name in ("kselftest", "kselftest_install"):
-        shutil.rmtree(build / name, ignore_errors=True)
-    installed = kernel.selftests(source, build, jobs, ["LLVM=1", "CROSS_COMPILE="])
+    installed = kernel.selftests(source, build, jobs, ["LLVM=1", "CROSS_COMPILE="], anew=True)
     return [f"{name} was not built" for name in names if not is_program(installed / "kvm" / name)]
 
 

@@ -19,7 +19,7 @@ import tree
 from common import LAB, LabError, lock, main, new_parser
 
 
-@lock("linux")
+@tree.alone()
 def apply_patches(args):
     """Makes the tree from patches/."""
     tree.apply(args.force)
@@ -28,10 +28,11 @@ def apply_patches(args):
 
 
 @lock("linux")
-def export_patches(_):
+def export_patches(args):
     """Writes patches/ and what mirrors them from the tree."""
     if track.on_another_base():
         raise LabError("the series is on another base: 'scripts/series track' exports it there")
+    export.keep_others(args.force)
     count, files = export.write()
     print(f"exported {count} patches and {files} mirrored files")
     for sentence in patches.wrong_parts():
@@ -98,7 +99,7 @@ def send_patches(args):
 
 def follow_base(args):
     """Tries the series on what its base has become."""
-    with lock("linux"):
+    with tree.alone():
         code, exported = track.track(args.remote, args.branch, args.debian, args.dry_run)
     if not exported or args.no_test:
         return code
@@ -119,7 +120,8 @@ def program():
 
     add = command(apply_patches, "apply", "make the kernel git tree from patches/")
     add("--force", action="store_true", help="throw away work that is not exported")
-    command(export_patches, "export", "write patches/ and the mirrored folders from the tree")
+    add = command(export_patches, "export", "write patches/ and the mirrored folders from the tree")
+    add("--force", action="store_true", help="replace patches that the tree was not made from")
     add = command(check_patches, "check", "say whether patches, mirrored folders and tree agree")
     add("--full", action="store_true", help="build each patch, run each part (hours)")
     add = command(follow_base, "track", "try the series on the newest base, and export it there")

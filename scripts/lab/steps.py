@@ -12,7 +12,7 @@ import kernel
 import kgit
 import patches
 import rust
-from common import CACHE, LabError, output, step, write_if_changed
+from common import CACHE, LAB, LabError, output, step, write_if_changed
 from overlay import overlays
 from passed import Passed
 
@@ -25,6 +25,8 @@ FIRST = "4k"
 BUILDS = {FIRST: ["Image"], "4k-norust": ["Image"]}
 BUILDS |= dict.fromkeys(["4k-gcc", "16k", "64k"], COMPILE)
 NVHE = "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.o"
+# What says how a patch and a part's end are looked at.
+LOOKS = ("steps.py", "rust.py", "ends.py", "run.py", "machine.py", "skips")
 
 
 def commits(branch=kgit.BRANCH):
@@ -41,7 +43,8 @@ def files(commit):
 def key_of(passed, variant, commit, without=()):
     """Returns what the look at a commit depends on, as a checksum."""
     content = [content_of(name, without) for name in ("base", commit)]
-    return passed.key(variant, config.text(variant), *content)
+    looks = [(LAB / name).read_text() for name in LOOKS]
+    return passed.key(variant, config.text(variant), *content, *looks)
 
 
 @functools.cache

@@ -94,13 +94,14 @@ def make():
             f"the cache needs {GIGABYTES} GiB and {CACHE} has {free}.\nMake room, or name another"
             " place with --cache."
         )
-    new, packed = ROOT.with_name("toolchain.new"), ROOT.with_name("toolchain.tar")
+    new, packed, old = (ROOT.with_name(f"toolchain.{end}") for end in ("new", "tar", "old"))
 
     def inside(*words):
         """Runs a command that may change files of any owner."""
         subprocess.run(namespace(*words), check=True)
 
-    inside("rm", "-rf", "--one-file-system", "--", ROOT, new, packed)
+    remove = ["rm", "-rf", "--one-file-system", "--"]
+    inside(*remove, new, packed, old)
     # A home may be closed to the user ids that mmdebstrap works with: unpack its archive.
     mmdebstrap(new if IS_ROOT else packed)
     if not IS_ROOT:
@@ -108,7 +109,11 @@ def make():
         inside("tar", "-C", new, "--exclude=./dev/*", "-xf", packed)
         packed.unlink()
     inside("cp", "--", PACKAGES, new / "etc/kvm-userfault-packages")
+    # The old one works until the new one is whole.
+    if ROOT.exists():
+        ROOT.rename(old)
     new.rename(ROOT)
+    inside(*remove, old)
 
 
 def is_up_to_date():

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The kernel git tree: the base as its first commit, then one commit a patch."""
 
+import contextlib
+import fcntl
+import functools
 import shutil
 
 import base
 import kgit
 import patches
-from common import LabError, lock, say, step
+from common import CACHE, LabError, lock, say, step, wait_for
 
 # What the tree holds after work on the series.
 UNCOMMITTED = "uncommitted changes"
@@ -132,12 +135,39 @@ def apply(force=False):
     state.replace(kgit.note("applied"))
 
 
-def ready():
-    """Returns the tree to build: the patches, or the developer's own work on them."""
+@functools.cache
+def users():
+    """Returns the file that runs lock, together, for as long as they use what the tree holds."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    return open(CACHE / "linux-users.lock", "w", encoding="ascii")
+
+
+@contextlib.contextmanager
+def alone():
+    """Waits until no other run uses the tree, and keeps it from others, who may change it then. That
+    comes before the lock of the tree, for which those who use the tree ask for a moment."""
+    wait_for(users())
+    try:
+        with lock("linux"):
+            yield
+    finally:
+        fcntl.flock(users(), fcntl.LOCK_UN)
+
+
+def is_ready():
+    """Says whether the tree holds the patches, or the developer's own work on them."""
     with lock("linux"):
         work = own_work()
         if work:
             say(f"{kgit.TREE} holds {work}: using it as it is")
-        else:
+        return bool(work) or (have_base() and applied() == [patches.digest(), kgit.tip()])
+
+
+def ready():
+    """Returns the tree to build, which stays as it is until this run ends."""
+    fcntl.flock(users(), fcntl.LOCK_SH)
+    while not is_ready():
+        with alone():
             apply()
+        fcntl.flock(users(), fcntl.LOCK_SH)
     return kgit.TREE

@@ -52,7 +52,8 @@ def user_tree(path):
             if "sha1 information is lacking" not in str(error):
                 raise
             # A shallow clone may not have what the patches were made on, but the lab does.
-            tree.make_base()
+            with lock("linux"):
+                tree.make_base()
             kgit.borrow_objects(clone)
             am_near(clone)
         state.write_text(wanted)

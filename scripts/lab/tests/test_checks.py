@@ -68,7 +68,7 @@ class Checks(unittest.TestCase):
         looks = [("core", str(n), mock.Mock(side_effect=[look])) for n, look in enumerate(looks)]
         wrong = ["part core, 1 kernel: it does not boot", "part core, 2 kernel: a test failed"]
         with mock.patch.object(ends, "check_each", return_value=looks):
-            self.assertEqual(test.parts_alone(None), wrong)
+            self.assertEqual(test.parts_alone(None, []), wrong)
 
 
 class Once(small.Small):

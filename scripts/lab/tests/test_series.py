@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Patches, parts, mirrored folders and tree: every difference between them is noticed."""
 
+import contextlib
+import io
 import shutil
+import threading
 from unittest import mock
 
 import base
 import export
 import kgit
 import patches
+import series
 import small
 import tree
 from common import LabError
@@ -52,6 +56,40 @@ class Series(small.Small):
         tree.apply(force=True)
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
         self.assertEqual(tree.own_work(), "")
+
+    def change_a_patch(self):
+        """Changes a patch, as 'git pull' may do."""
+        path = self.patches / "0001-KVM-Add-a-file.patch"
+        path.write_text(path.read_text().replace("+// New.", "+// Newer."))
+        return path
+
+    def test_patches_that_others_have_changed(self):
+        """An export does not undo a change of the patches, unless it is forced or one that was
+        stopped made it."""
+        path, export_it = self.change_a_patch(), series.export_patches
+        with self.assertRaisesRegex(LabError, "has changed since the tree was made from it"):
+            export_it(mock.Mock(force=False))
+        self.assertIn("+// Newer.", path.read_text())
+        with contextlib.redirect_stdout(io.StringIO()):
+            export_it(mock.Mock(force=True))
+            self.change_a_patch()
+            kgit.note("exporting").touch()
+            export_it(mock.Mock(force=False))
+        self.assertEqual((export.check(), kgit.note("exporting").exists()), ([], False))
+
+    def test_tree_in_use(self):
+        """A run that builds from the tree keeps others from changing it until it has ended."""
+        new = tree.ready() / "arch/arm64/kvm/new.rs"
+        used = tree.users()
+        tree.users.cache_clear()
+        self.change_a_patch()
+        other = threading.Thread(target=tree.ready)
+        other.start()
+        other.join(0.5)
+        self.assertEqual((other.is_alive(), new.read_text()), (True, "// New.\n"))
+        used.close()
+        other.join()
+        self.assertEqual(new.read_text(), "// Newer.\n")
 
     def test_patch_that_does_not_apply(self):
         """A patch against other content is named, and the tree stays as it was."""

@@ -237,6 +237,10 @@ class Toolchain(small.Scratch):
         self.assertFalse(toolchain.is_up_to_date())
         toolchain.make()
         self.assertTrue(toolchain.is_up_to_date())
+        # One that is there works until another is whole.
+        with mock.patch.object(toolchain, "mmdebstrap", side_effect=KeyboardInterrupt):
+            self.assertRaises(KeyboardInterrupt, toolchain.make)
+        self.assertTrue(toolchain.is_up_to_date())
 
 
 @unittest.skipUnless(os.environ.get("KVM_USERFAULT_INSIDE"), "this is not the toolchain")
