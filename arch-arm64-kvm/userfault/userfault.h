@@ -10,11 +10,11 @@
 
 #include <linux/bits.h>
 #include <linux/errno.h>
+#include <linux/pgtable.h>
 #include <linux/sizes.h>
 #include <linux/types.h>
 
 #include <asm/page.h>
-#include <asm/pgtable-hwdef.h>
 
 /* As a constant for bindgen, which does not evaluate the macro. */
 enum {

@@ -175,7 +175,7 @@ fn store_by_sve(_guest: &Guest, address: Gva, value: u64) {
 
 /// Returns whether the CPU has FEAT_LSE.
 #[inline(always)]
-fn has_lse() -> bool {
+fn has_lse(_guest: &Guest) -> bool {
     let features: u64;
     // SAFETY: In the guest, at EL1 or EL2, see `guest`.
     unsafe { asm!("mrs {}, id_aa64isar0_el1", out(reg) features) };
@@ -204,8 +204,8 @@ fn access(guest: &Guest, way: u64, address: Gva) -> u64 {
     let (address, straddling) = (address.0, straddling.0);
     // Where the CPU has no atomics, exclusives do the same.
     let (way, swapped) = match way {
-        5 if !has_lse() => (4, None),
-        6 | 7 if !has_lse() => (4, Some(STORED)),
+        5 if !has_lse(guest) => (4, None),
+        6 | 7 if !has_lse(guest) => (4, Some(STORED)),
         way => (way, None),
     };
     // SAFETY: In the guest, see `guest`. All registers that are written are named, and memory is
