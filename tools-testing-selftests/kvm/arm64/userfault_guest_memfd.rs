@@ -310,6 +310,21 @@ fn flag_is_cleared_when_the_file_is_closed() {
     machine.read_all();
 }
 
+/// An exit does not make the page that it is for: that may take memory which the VMM has to free
+/// first.
+fn exit_makes_no_page() {
+    let mut machine = Machine::new(Backing::GuestMemfd, PAGES);
+    let bitmap = Bitmap::marked(PAGES);
+    let _flag = machine.enable(&bitmap);
+    expect_eq!(machine.run(), machine.userfault(Page(0)));
+    expect_eq!(machine.run(), machine.userfault(Page(0)), "again");
+    expect_eq!(machine.slot.area().has_page(Page(0)), false);
+    machine.slot.write(Page(0), 0, 7);
+    expect_eq!(machine.slot.area().has_page(Page(0)), true);
+    bitmap.clear(Page(0));
+    expect_eq!(machine.run(), Exit::Sync(0, 7));
+}
+
 /// A file that is closed, and mapped no more, takes the memory away from the guest, toggled or not,
 /// and nothing else breaks. No other file comes in its place.
 fn file_may_be_closed() {
@@ -357,6 +372,7 @@ test_main! {
         toggle_under_vcpus,
         hole_at_the_moment_of_a_toggle,
         flag_is_cleared_when_the_file_is_closed,
+        exit_makes_no_page,
         file_may_be_closed,
     ],
 }

@@ -535,8 +535,8 @@ fn tags_of_others_are_not_seen() {
     let backing = Backing::AnonymousHugetlb;
     let count = backing.need_huge_pages(1);
     for (restored, access) in [
-        (0, Access::ReadWrite),
         (3, Access::ReadWrite),
+        (0, Access::ReadWrite),
         (0, Access::Tagged),
     ] {
         let before = machine_with_tags(backing, count, guest_tags::read_tags);
@@ -548,7 +548,7 @@ fn tags_of_others_are_not_seen() {
 
         let mut machine = machine_with_tags(backing, count, guest_tags::read_tags);
         if restored != 0 {
-            machine.slot.set_tags(Page(0), restored);
+            machine.slot.set_tags(Page(3), restored);
         }
         if access == Access::Tagged {
             machine.slot.area().protect(access);
@@ -556,9 +556,9 @@ fn tags_of_others_are_not_seen() {
         }
         // Pages of a slot that is logged are mapped one by one.
         machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES);
-        expect_eq!(machine.run(), Exit::Sync(0, restored.into()));
-        for page in pages(1..count) {
-            expect_eq!(machine.run(), Exit::Sync(page.into(), 0));
+        for page in pages(0..count) {
+            let tag = if page == Page(3) { restored } else { 0 };
+            expect_eq!(machine.run(), Exit::Sync(page.into(), tag.into()));
         }
         if machine.slot.area().frame(Page(0)) != frame {
             ktap::skip("hugetlbfs has handed out another page than that with tags");

@@ -74,6 +74,33 @@ fn pages_of_hugetlb() {
     }
 }
 
+/// Does something while another thread keeps mmap_lock busy. Faults wait for that, and so have a page
+/// marked and dropped between any two steps of theirs.
+fn while_mmap_lock_is_busy(something: impl FnOnce()) {
+    let busy = Area::new(Backing::Anonymous, 4096);
+    busy.fill();
+    let finished = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !finished.load(Ordering::Relaxed) {
+                busy.protect(Access::Read);
+                busy.protect(Access::ReadWrite);
+            }
+        });
+        something();
+        finished.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Lets faults get to a different point in each round.
+fn spin(round: u64) {
+    let start = Instant::now();
+    let wait = Duration::from_micros(round * 7 % 300);
+    while start.elapsed() < wait {
+        std::hint::spin_loop();
+    }
+}
+
 /// Has vCPUs look for a zero in a page that is dropped and filled again over and over: none may see
 /// the page while it is dropped, however faults meet with the mark and the drop. None goes on with
 /// the page of before either: now and then each has to exit until it gets the page back.
@@ -82,8 +109,7 @@ fn pages_of_hugetlb() {
 /// the one who gives the page back. `discard` drops the page, and maybe others.
 ///
 /// vCPUs read the page and its neighbours, so that faults on these map it as well, if they map
-/// a block. Another thread keeps mmap_lock busy. Faults wait for that, and so have the page marked
-/// and dropped between any two steps of theirs.
+/// a block.
 fn race(
     mut machine: Machine,
     rounds: usize,
@@ -118,27 +144,13 @@ fn race(
         Exit::Sync(_, 0) => {}
         other => panic!("unexpected exit: {other:x?}"),
     };
-    let busy = Area::new(Backing::Anonymous, 4096);
-    busy.fill();
-    let finished = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !finished.load(Ordering::Relaxed) {
-                busy.protect(Access::Read);
-                busy.protect(Access::ReadWrite);
-            }
-        });
+    while_mmap_lock_is_busy(|| {
         machine.run_while(on_exit, |slot| {
             for round in 0..rounds {
                 slot.write(taken, 0, 1 + round as u64);
                 prepared += usize::from(prepare(slot, &bitmap));
                 bitmap.clear(taken);
-                // Let faults get to different points.
-                let start = Instant::now();
-                let wait = Duration::from_micros(round as u64 * 7 % 300);
-                while start.elapsed() < wait {
-                    std::hint::spin_loop();
-                }
+                spin(round as u64);
                 bitmap.mark(taken);
                 discard(slot, taken);
                 // Whoever has slipped through sees the empty page now.
@@ -150,13 +162,39 @@ fn race(
                 }
             }
         });
-        finished.store(true, Ordering::Relaxed);
     });
     let slipped = slipped.into_inner();
     expect_eq!(slipped, 0, "accesses that saw the dropped page");
     if prepared == 0 {
         ktap::skip("the host has no huge page to give");
     }
+}
+
+/// Without the flag, too, no vCPU goes on with a page that was dropped while a fault was in flight:
+/// each time the page of after that gets to be written to.
+fn check_race_without_the_flag(backing: Backing) {
+    let mut machine = Machine::with_guest(backing, 1, 3, guest::hunt_zero_and_copy);
+    for vcpu in &mut machine.vcpus {
+        vcpu.set_args(Gva(GPA.0), 1, page_size() as u64);
+    }
+    // The page is empty now and then.
+    let on_exit = |_, exit| expect_eq!(exit, Exit::Sync(0, 0));
+    while_mmap_lock_is_busy(|| {
+        machine.run_while(on_exit, |slot| {
+            let start = Instant::now();
+            let is_early = |_: &u64| start.elapsed() < Duration::from_secs(5);
+            for round in (1..).take_while(is_early) {
+                for _ in 0..2 {
+                    slot.discard(Page(0));
+                    slot.write(Page(0), 0, 1);
+                    spin(round);
+                }
+                slot.write(Page(0), 2, round);
+                let is_written = || slot.read(Page(0), 1) == round;
+                ktap::wait_for("the page to be written to", is_written);
+            }
+        });
+    });
 }
 
 /// Leaves the memory as it is.
@@ -310,6 +348,9 @@ test_main! {
             check_race_for_permissions([KVM_MEM_LOG_DIRTY_PAGES, 0], discard_all),
         race_for_a_block_of_thp = || check_race_for_a_block(Backing::AnonymousThp, Page(0)),
         race_for_a_block_of_hugetlb,
+        race_without_the_flag = || check_race_without_the_flag(Backing::Anonymous),
+        race_for_guest_memfd_without_the_flag = ||
+            check_race_without_the_flag(Backing::GuestMemfd),
         exits_keep_no_page,
     ],
 }

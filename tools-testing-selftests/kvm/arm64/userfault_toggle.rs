@@ -42,6 +42,22 @@ fn enable_takes_marked_pages_away() {
     }
 }
 
+/// The same in a slot behind which there are no more addresses.
+fn slot_at_the_end_of_all_addresses() {
+    const END: Gpa = Gpa(1 << 40);
+    Vm::need_addresses(END);
+    let gpa = Gpa(END.0 - Bytes::of_pages(16).0);
+    let (mut vm, vcpus) = Vm::new(16, 1, guest::read_pages);
+    let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, gpa, 16);
+    slot.fill();
+    let mut machine = Machine::of_slot((vm, vcpus), slot);
+    machine.read_all();
+    let bitmap = Bitmap::new(16).with(3..4);
+    let _flag = machine.enable(&bitmap);
+    machine.read(0..3);
+    expect_eq!(machine.run(), machine.userfault(Page(3)));
+}
+
 /// The same, seen in stage 2, for marks of all kinds.
 fn no_marked_page_stays_mapped() {
     let mut machine = all_mapped(Backing::Anonymous, 2100);
@@ -488,6 +504,7 @@ test_main! {
     needs: needs_userfault,
     cases: [
         enable_takes_marked_pages_away,
+        slot_at_the_end_of_all_addresses,
         no_marked_page_stays_mapped,
         marked_pages_go_and_others_stay: needs_helper,
         runs_of_marked_pages_exit,

@@ -607,6 +607,17 @@ impl Area {
         is_present.then_some(frame)
     }
 
+    /// Returns whether a page is there, if only in the file that the memory is mapped from.
+    #[track_caller]
+    pub fn has_page(&self, page: Page) -> bool {
+        let (start, len) = self.range(page.0..page.0 + 1);
+        let mut there = 0;
+        // SAFETY: The range is inside the mapping, and there is room for what is said of a page.
+        let result = unsafe { bindings::mincore(start, len, &mut there) };
+        Errno::check(result).expect("mincore failed");
+        there & 1 != 0
+    }
+
     /// Has memory of a page that is taken out of service come back when the case ends, or skips the
     /// case where that cannot be done.
     #[track_caller]
