@@ -74,8 +74,8 @@ fn pages_of_hugetlb() {
     }
 }
 
-/// Does something while another thread keeps mmap_lock busy. Faults wait for that, and so have a page
-/// marked and dropped between any two steps of theirs.
+/// Does something while another thread keeps mmap_lock busy. Faults wait for that, and so have a
+/// page marked and dropped between any two steps of theirs.
 fn while_mmap_lock_is_busy(something: impl FnOnce()) {
     let busy = Area::new(Backing::Anonymous, 4096);
     busy.fill();
