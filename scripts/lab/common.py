@@ -90,13 +90,13 @@ def say(text):
     print(f"==> {text}", file=sys.stderr, flush=True)
 
 
-def wait_for(file):
+def wait_for(file, how=fcntl.LOCK_EX):
     """Locks a file of the cache, which others may have locked."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         say(f"waiting for another run that uses {CACHE}")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, how)
 
 
 @contextlib.contextmanager

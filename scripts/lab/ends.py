@@ -17,6 +17,8 @@ from passed import Passed
 VARIANTS = ["4k-norust", "4k"]
 MACHINE = "nofwb"
 NO_TEST = ("Documentation/", "MAINTAINERS")
+# What says how a part's end is looked at.
+LOOKS = ("ends.py", "kernel.py", "ktap.py", "machine.py", "run.py", "skips", "skips.py")
 # The stock test that pages memory in by userfault, in one guest mode.
 STOCK = "demand_paging_test -k -m 6 -b 2M"
 
@@ -44,12 +46,17 @@ def check_each(jobs=None, tested=()):
     """Yields (part, variant, function that returns remarks) for each part's end that has not
     passed yet and is not the same as a commit that was tested."""
     passed, commits = Passed(), steps.commits()
-    known = {steps.key_of(passed, variant, one, NO_TEST) for one in tested for variant in VARIANTS}
+
+    def key_of(variant, commit):
+        """Returns what the look at a part's end depends on."""
+        return steps.key_of(passed, variant, commit, NO_TEST, LOOKS)
+
+    known = {key_of(variant, one) for one in tested for variant in VARIANTS}
     known |= passed.keys
     for part in patches.parts([subject for _, subject in commits]):
         commit = commits[part.last - 1][0]
         for variant in VARIANTS:
-            key = steps.key_of(passed, variant, commit, NO_TEST)
+            key = key_of(variant, commit)
             if key not in known:
                 known.add(key)
                 look_once = functools.partial(look, passed, key, commit, variant, jobs)

@@ -49,6 +49,7 @@ def use(cache, how):
 
 def delete(cache, toolchain):
     """Deletes the cache, unless a run uses it or it is none."""
+    cache = cache.resolve()
     if not cache.exists():
         return
     if not (cache / ".kvm-userfault-cache").exists():
@@ -71,6 +72,7 @@ def program():
     """Runs a program of the lab."""
     # Not before the cache is known.
     import toolchain
+    from common import write_if_changed
 
     arguments, cache = sys.argv[1:], toolchain.CACHE
     asked = options(arguments)
@@ -95,10 +97,7 @@ def program():
     certificates = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
     for source, name in (("/etc/resolv.conf", "resolv.conf"), (certificates, "certificates.crt")):
         if os.path.exists(source):
-            # Another run may be reading it.
-            new = cache / f"{name}.{os.getpid()}"
-            shutil.copyfile(source, new)
-            new.replace(cache / name)
+            write_if_changed(cache / name, pathlib.Path(source).read_text())
     words = ["python3", "-B", "--", LAB / "inside.py", toolchain.ROOT, os.getcwd(), *arguments]
     command = toolchain.namespace(*words)
     return os.execvp(command[0], command)

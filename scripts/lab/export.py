@@ -69,17 +69,6 @@ def name_variants():
             path.write_text(patches.message(patch) + END + diff)
 
 
-def keep_others(force):
-    """Refuses to replace patches that are not those which the tree was made from, unless forced."""
-    made_from = tree.applied()[:1]
-    differ = made_from and made_from != [patches.digest()]
-    if differ and not force and not kgit.note("exporting").exists():
-        raise LabError(
-            f"{PATCHES} has changed since the tree was made from it, and an export would undo that."
-            "\nRun 'scripts/series apply' to take it into the tree, or export with --force."
-        )
-
-
 def write():
     """Writes patches/ and the mirrored folders from the branch."""
     if not kgit.tip():
@@ -89,14 +78,11 @@ def write():
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         patches.format_patches(scratch)
         new = {path.name: path.read_text() for path in pathlib.Path(scratch).iterdir()}
-    # An export that is stopped here is gone on with by the next one.
-    kgit.note("exporting").touch()
     replace(PATCHES, [path.name for path in patches.patch_files()], new)
     name_variants()
     expected = expected_mirrors(kgit.BRANCH)
     replace(REPO, actual_mirrors(), expected)
     kgit.note("applied").write_text(f"{patches.digest()} {kgit.tip()}\n")
-    kgit.note("exporting").unlink()
     return len(new) - 1, len(expected)
 
 

@@ -55,7 +55,8 @@ def kernel(tree, variant, jobs=None, words=("Image",)):
 
 def headers(tree, build):
     """Installs the kernel's headers into a build directory, which the caller has locked."""
-    step("installing the kernel's headers", make(tree, build, "headers"), f"headers-{build.name}")
+    log = f"headers-{build.parent.name}-{build.name}"
+    step("installing the kernel's headers", make(tree, build, "headers"), log)
 
 
 def selftests(tree, build, jobs=None, words=(), anew=False):

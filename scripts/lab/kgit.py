@@ -67,13 +67,18 @@ def subject(mail):
     return re.sub(r"\n ", " ", match[1]) if match else ""
 
 
+def is_applying(tree):
+    """Says whether a 'git am' has begun in a tree and has not ended."""
+    return (tree / ".git" / "rebase-apply").exists()
+
+
 def am(tree, files, *options):
     """Applies patches with git am and commits that have the same ids everywhere."""
     words = ["am", "--quiet", "--committer-date-is-author-date", *options, *files]
     try:
         git(*words, tree=tree)
     except LabError as error:
-        if not asks("am", "--show-current-patch=raw", tree=tree):
+        if not is_applying(tree):
             # It has not begun.
             raise
         failed = subject(git("am", "--show-current-patch=raw", tree=tree))
@@ -97,7 +102,7 @@ def apply(files, onto, *options):
 def abort_am(tree):
     """Ends what is left of a 'git am' that was killed."""
     (tree / ".git" / "index.lock").unlink(missing_ok=True)
-    if (tree / ".git" / "rebase-apply").exists():
+    if is_applying(tree):
         git("am", "--abort", tree=tree)
 
 

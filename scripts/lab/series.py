@@ -28,11 +28,10 @@ def apply_patches(args):
 
 
 @lock("linux")
-def export_patches(args):
+def export_patches(_):
     """Writes patches/ and what mirrors them from the tree."""
     if track.on_another_base():
         raise LabError("the series is on another base: 'scripts/series track' exports it there")
-    export.keep_others(args.force)
     count, files = export.write()
     print(f"exported {count} patches and {files} mirrored files")
     for sentence in patches.wrong_parts():
@@ -59,6 +58,8 @@ def check_each_patch():
 
 def check_patches(args):
     """Says whether all agree."""
+    if args.full:
+        tree.ready()
     with lock("linux"):
         wrong = export.check()
     for sentence in wrong:
@@ -120,8 +121,7 @@ def program():
 
     add = command(apply_patches, "apply", "make the kernel git tree from patches/")
     add("--force", action="store_true", help="throw away work that is not exported")
-    add = command(export_patches, "export", "write patches/ and the mirrored folders from the tree")
-    add("--force", action="store_true", help="replace patches that the tree was not made from")
+    command(export_patches, "export", "write patches/ and the mirrored folders from the tree")
     add = command(check_patches, "check", "say whether patches, mirrored folders and tree agree")
     add("--full", action="store_true", help="build each patch, run each part (hours)")
     add = command(follow_base, "track", "try the series on the newest base, and export it there")

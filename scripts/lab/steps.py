@@ -25,8 +25,8 @@ FIRST = "4k"
 BUILDS = {FIRST: ["Image"], "4k-norust": ["Image"]}
 BUILDS |= dict.fromkeys(["4k-gcc", "16k", "64k"], COMPILE)
 NVHE = "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.o"
-# What says how a patch and a part's end are looked at.
-LOOKS = ("steps.py", "rust.py", "ends.py", "run.py", "machine.py", "skips")
+# What says how a patch is looked at.
+LOOKS = ("steps.py", "kernel.py", "rust.py")
 
 
 def commits(branch=kgit.BRANCH):
@@ -40,11 +40,11 @@ def files(commit):
     return kgit.git("diff-tree", "--no-commit-id", "--name-only", "-r", commit).splitlines()
 
 
-def key_of(passed, variant, commit, without=()):
-    """Returns what the look at a commit depends on, as a checksum."""
+def key_of(passed, variant, commit, without=(), looks=()):
+    """Returns what a look at a commit depends on, as a checksum: some files of the lab, too."""
     content = [content_of(name, without) for name in ("base", commit)]
-    looks = [(LAB / name).read_text() for name in LOOKS]
-    return passed.key(variant, config.text(variant), *content, *looks)
+    texts = [(LAB / name).read_text() for name in looks]
+    return passed.key(variant, config.text(variant), *content, *texts)
 
 
 @functools.cache
@@ -142,7 +142,7 @@ def check_each(jobs=None):
     passed, series = Passed(), commits()
     for variant in BUILDS:
         without = () if variant == FIRST else NOT_KERNEL
-        keys = {commit: key_of(passed, variant, commit, without) for commit, _ in series}
+        keys = {commit: key_of(passed, variant, commit, without, LOOKS) for commit, _ in series}
         # Commits that are alike but for what the build does not see are looked at once.
         left = {}
         for commit, key in keys.items():

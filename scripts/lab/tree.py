@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import functools
 import shutil
+import time
 
 import base
 import kgit
@@ -163,11 +164,17 @@ def is_ready():
         return bool(work) or (have_base() and applied() == [patches.digest(), kgit.tip()])
 
 
+@functools.cache
 def ready():
     """Returns the tree to build, which stays as it is until this run ends."""
-    fcntl.flock(users(), fcntl.LOCK_SH)
+    wait_for(users(), fcntl.LOCK_SH)
     while not is_ready():
-        with alone():
-            apply()
-        fcntl.flock(users(), fcntl.LOCK_SH)
+        try:
+            fcntl.flock(users(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with lock("linux"):
+                apply()
+        except BlockingIOError:
+            # Nothing is locked now. Who uses it may have patches that are the same as these.
+            time.sleep(1)
+        wait_for(users(), fcntl.LOCK_SH)
     return kgit.TREE

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Patches, parts, mirrored folders and tree: every difference between them is noticed."""
 
-import contextlib
-import io
 import shutil
 import threading
 from unittest import mock
@@ -11,7 +9,6 @@ import base
 import export
 import kgit
 import patches
-import series
 import small
 import tree
 from common import LabError
@@ -57,35 +54,25 @@ class Series(small.Small):
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
         self.assertEqual(tree.own_work(), "")
 
-    def change_a_patch(self):
-        """Changes a patch, as 'git pull' may do."""
-        path = self.patches / "0001-KVM-Add-a-file.patch"
-        path.write_text(path.read_text().replace("+// New.", "+// Newer."))
-        return path
-
-    def test_patches_that_others_have_changed(self):
-        """An export does not undo a change of the patches, unless it is forced or one that was
-        stopped made it."""
-        path, export_it = self.change_a_patch(), series.export_patches
-        with self.assertRaisesRegex(LabError, "has changed since the tree was made from it"):
-            export_it(mock.Mock(force=False))
-        self.assertIn("+// Newer.", path.read_text())
-        with contextlib.redirect_stdout(io.StringIO()):
-            export_it(mock.Mock(force=True))
-            self.change_a_patch()
-            kgit.note("exporting").touch()
-            export_it(mock.Mock(force=False))
-        self.assertEqual((export.check(), kgit.note("exporting").exists()), ([], False))
-
     def test_tree_in_use(self):
         """A run that builds from the tree keeps others from changing it until it has ended."""
+
+        def another_run():
+            """Forgets what this process has of the tree."""
+            tree.ready.cache_clear()
+            tree.users.cache_clear()
+
+        another_run()
+        self.addCleanup(another_run)
         new = tree.ready() / "arch/arm64/kvm/new.rs"
-        used = tree.users()
-        tree.users.cache_clear()
-        self.change_a_patch()
+        used, waits = tree.users(), threading.Event()
+        another_run()
+        self.replace(tree.time, sleep=lambda _: waits.set())
+        path = self.patches / "0001-KVM-Add-a-file.patch"
+        path.write_text(path.read_text().replace("+// New.", "+// Newer."))
         other = threading.Thread(target=tree.ready)
         other.start()
-        other.join(0.5)
+        self.assertTrue(waits.wait(60))
         self.assertEqual((other.is_alive(), new.read_text()), (True, "// New.\n"))
         used.close()
         other.join()

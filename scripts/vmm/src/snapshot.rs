@@ -17,14 +17,8 @@ use crate::state::State;
 /// Writes a snapshot, or leaves none.
 pub fn write(folder: &Path, memory: &Memory, state: &State) -> Result<()> {
     fs::create_dir_all(folder).context(format!("creating {}", folder.display()))?;
-    for name in ["memory", "state"] {
-        let path = folder.join(name);
-        ensure!(
-            !path.exists(),
-            "{} is there already: a snapshot gets a folder of its own",
-            path.display()
-        );
-    }
+    let path = folder.join("state");
+    ensure!(!path.exists(), "{} is there already", path.display());
     let result = write_files(folder, memory, state)
         .with_context(|| format!("writing the snapshot {}", folder.display()));
     if result.is_err() {

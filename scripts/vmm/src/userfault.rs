@@ -269,6 +269,7 @@ mod tests {
                 assert_eq!(bits, (start..end).collect::<Vec<_>>());
             }
         }
+        assert_eq!(masks(64..64).count(), 0);
     }
 
     #[test]
