@@ -42,9 +42,15 @@ def look(passed, key, commit, variant, jobs=None):
     return wrong
 
 
-def check_each(jobs=None, tested=()):
+def variants(commit, whole):
+    """Returns what a part's end is run with: RUST makes a difference once the helper is there."""
+    helper = kgit.git("ls-tree", "--name-only", commit, "--", "arch/arm64/kvm/userfault/")
+    return VARIANTS if whole else VARIANTS[1:] if helper else VARIANTS[:1]
+
+
+def check_each(jobs=None, tested=(), whole=False):
     """Yields (part, variant, function that returns remarks) for each part's end that has not
-    passed yet and is not the same as a commit that was tested."""
+    passed yet and is not the same as a commit that was tested; on the whole, with all variants."""
     passed, commits = Passed(), steps.commits()
 
     def key_of(variant, commit):
@@ -55,7 +61,7 @@ def check_each(jobs=None, tested=()):
     known |= passed.keys
     for part in patches.parts([subject for _, subject in commits]):
         commit = commits[part.last - 1][0]
-        for variant in VARIANTS:
+        for variant in variants(commit, whole):
             key = key_of(variant, commit)
             if key not in known:
                 known.add(key)

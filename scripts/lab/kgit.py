@@ -2,6 +2,7 @@
 """git on the kernel tree of the series, with the same result for every user."""
 
 import os
+import pathlib
 import re
 import shutil
 import tempfile
@@ -69,7 +70,7 @@ def subject(mail):
 
 def is_applying(tree):
     """Says whether a 'git am' has begun in a tree and has not ended."""
-    return (tree / ".git" / "rebase-apply").exists()
+    return (tree / git("rev-parse", "--git-path", "rebase-apply", tree=tree)).exists()
 
 
 def am(tree, files, *options):
@@ -85,8 +86,21 @@ def am(tree, files, *options):
         git("am", "--abort", tree=tree)
         said = str(error).partition("' failed: ")[2]
         raise LabError(
-            f"the patch '{failed}' does not apply to {tree}:\n{said}\nThe tree is as it was before."
+            f"the patch '{failed}' does not apply:\n{said}\nThe tree is as it was before."
         ) from None
+
+
+def am_aside(files, onto, touched):
+    """Returns the commit that patches make of another. The tree's own files stay as they are, so
+    that make sees no change where there is none."""
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        git("worktree", "prune")
+        git("worktree", "add", "--quiet", "--no-checkout", "--detach", scratch, onto)
+        git("read-tree", "HEAD", tree=scratch)
+        names = git("ls-tree", "--name-only", "HEAD", "--", *touched, tree=scratch).splitlines()
+        git("checkout-index", "--", *names, tree=scratch)
+        am(pathlib.Path(scratch), files)
+        return git("rev-parse", "HEAD", tree=scratch)
 
 
 def apply(files, onto, *options):

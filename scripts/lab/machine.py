@@ -143,9 +143,10 @@ def watch(words, log, limits, show):
         open(path, "w", buffering=1, encoding="utf-8") as out,
         subprocess.Popen(words, **options) as process,
         shown,
+        contextlib.closing(console(process, limits)) as said,
     ):
         try:
-            for line in console(process, limits):
+            for line in said:
                 out.write(line + "\n")
                 if match := re.match(r"lab: ended with (\d+)", line):
                     code = int(match[1])
@@ -158,8 +159,6 @@ def watch(words, log, limits, show):
                     break
         except TimeoutError as error:
             why = str(error)
-        finally:
-            process.kill()
     if code is None:
         if not show:
             print("\n".join(lines[-20:]), file=sys.stderr)
@@ -168,7 +167,7 @@ def watch(words, log, limits, show):
 
 
 def console(process, limits):
-    """Yields the lines of a machine's console until it ends, or a limit is reached."""
+    """Yields the lines of a machine's console until it ends, or a limit is reached, and ends it."""
     said = queue.SimpleQueue()
 
     def read():
@@ -177,16 +176,21 @@ def console(process, limits):
             said.put(line)
         said.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     end = time.monotonic() + limits.timeout
-    while (left := end - time.monotonic()) > 0:
-        try:
-            line = said.get(timeout=min(left, limits.silence))
-        except queue.Empty:
-            if limits.silence < left:
-                raise TimeoutError(f"said nothing for {limits.silence} seconds") from None
-            continue
-        if line is None:
-            return
-        yield line.decode(errors="replace").rstrip("\r\n")
-    raise TimeoutError(f"did not finish in {limits.timeout} seconds")
+    try:
+        while (left := end - time.monotonic()) > 0:
+            try:
+                line = said.get(timeout=min(left, limits.silence))
+            except queue.Empty:
+                if limits.silence < left:
+                    raise TimeoutError(f"said nothing for {limits.silence} seconds") from None
+                continue
+            if line is None:
+                return
+            yield line.decode(errors="replace").rstrip("\r\n")
+        raise TimeoutError(f"did not finish in {limits.timeout} seconds")
+    finally:
+        process.kill()
+        reader.join()

@@ -44,7 +44,7 @@ def check_each_patch():
     remarks = checkpatch.remarks(kgit.TREE, patches.patch_files())
     ends_found = (
         (variant, f"end of part {name}", steps.attempt(look))
-        for name, variant, look in ends.check_each()
+        for name, variant, look in ends.check_each(whole=True)
     )
     bad = 0
     for how, what, wrong in itertools.chain(

@@ -10,7 +10,7 @@ import time
 import base
 import kgit
 import patches
-from common import CACHE, LabError, lock, say, step, wait_for
+from common import CACHE, LabError, lock, say, step, wait_for, write_if_changed
 
 # What the tree holds after work on the series.
 UNCOMMITTED = "uncommitted changes"
@@ -72,16 +72,18 @@ def set_base(commit):
         kgit.git("checkout", "--quiet", "--force", "base")
 
 
+def show(state):
+    """Makes the branch the commit that a note names, and brings the tree's files up to it."""
+    kgit.git("checkout", "--quiet", "--force", "-B", kgit.BRANCH, state.read_text().split()[1])
+    state.replace(kgit.note("applied"))
+
+
 def recover():
-    """Undoes what a run has left that was killed while it applied patches."""
+    """Completes what a run has begun that was killed while it changed the tree."""
     state = kgit.note("applying")
     if state.exists():
-        kgit.abort_am(kgit.TREE)
-        kgit.git("checkout", "--quiet", "--force", kgit.BRANCH if kgit.tip() else "base")
-        if state.read_text().split()[1:] == [kgit.tip()]:
-            state.replace(kgit.note("applied"))
-        else:
-            state.unlink()
+        (kgit.TREE / ".git/index.lock").unlink(missing_ok=True)
+        show(state)
 
 
 def applied():
@@ -123,17 +125,10 @@ def apply(force=False):
     if work:
         # Nothing is lost for good: the reflog of the branch still names it.
         kgit.git("clean", "--quiet", "-d", "--force")
+    commit = kgit.am_aside(patches.patch_files(), "base", patches.touched_files())
     state = kgit.note("applying")
-    state.touch()
-    kgit.git("checkout", "--quiet", "--force", "--detach", "base")
-    try:
-        kgit.am(kgit.TREE, patches.patch_files())
-    except LabError:
-        recover()
-        raise
-    state.write_text(f"{patches.digest()} {kgit.git('rev-parse', 'HEAD')}\n")
-    kgit.git("checkout", "--quiet", "-B", kgit.BRANCH)
-    state.replace(kgit.note("applied"))
+    write_if_changed(state, f"{patches.digest()} {commit}\n")
+    show(state)
 
 
 @functools.cache

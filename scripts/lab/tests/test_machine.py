@@ -36,3 +36,11 @@ class Boot(small.Scratch):
             with self.assertRaisesRegex(machine.Unfinished, words) as caught:
                 self.boot(f"echo hello; {script}", **limits)
             self.assertEqual(caught.exception.lines, ["hello"])
+
+    def test_talking(self):
+        """A machine that is ended while it talks makes no trouble for the thread that listens."""
+        with mock.patch("threading.excepthook") as trouble:
+            for _ in range(5):
+                with self.assertRaises(machine.Unfinished):
+                    self.boot("exec yes", stop="y")
+        trouble.assert_not_called()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Patches, parts, mirrored folders and tree: every difference between them is noticed."""
 
+import os
 import shutil
 import threading
 from unittest import mock
@@ -149,14 +150,23 @@ class Series(small.Small):
         package.assert_called_once()
 
     def test_killed_while_applying(self):
-        """What a run leaves that is killed in the middle of 'git am' is no work of the user's."""
-        kgit.note("applying").touch()
-        self.git("checkout", "--quiet", "--detach", "base")
-        small.half_am(self.tree)
+        """What a run leaves that is killed while it changes files is no work of the user's."""
+        kgit.note("applied").rename(kgit.note("applying"))
+        (self.tree / ".git/index.lock").touch()
         self.write("virt/kvm/kvm_main.c", "half\n")
         self.assertEqual(tree.own_work(), "")
-        self.assertFalse((self.tree / ".git/rebase-apply").exists())
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
+
+    def test_times(self):
+        """Other patches change no file but those that differ: make would build again what uses them."""
+        names = ["virt/kvm/kvm_main.c", "arch/arm64/kvm/new.rs"]
+        for name in names:
+            os.utime(self.tree / name, (1, 1))
+        path = self.patches / "0001-KVM-Add-a-file.patch"
+        path.write_text(path.read_text().replace("+// New.", "+// Newer."))
+        tree.apply()
+        changed = [name for name in names if (self.tree / name).stat().st_mtime != 1]
+        self.assertEqual(changed, ["arch/arm64/kvm/new.rs"])
 
     def test_parts(self):
         """Each part begins with its first patch and ends before that of the next; a list that names
