@@ -52,8 +52,9 @@ def user_tree(path):
             if "sha1 information is lacking" not in str(error):
                 raise
             # A shallow clone may not have what the patches were made on, but the lab does.
-            with lock("linux"):
-                tree.make_base()
+            if not tree.have_base():
+                with tree.alone():
+                    tree.make_base()
             kgit.borrow_objects(clone)
             am_near(clone)
         state.write_text(wanted)

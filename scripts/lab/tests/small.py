@@ -103,6 +103,9 @@ class Small(Scratch):
         for module in modules:
             have = {name: value for name, value in places.items() if hasattr(module, name)}
             self.replace(module, **have)
+        # Another test's file is no lock of this one's tree.
+        tree.users.cache_clear()
+        self.addCleanup(tree.users.cache_clear)
 
         self.patches.mkdir(parents=True)
         (self.patches / "0000-cover-letter.txt").write_text(COVER)

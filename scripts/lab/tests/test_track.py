@@ -187,8 +187,8 @@ class Tests(unittest.TestCase):
         ):
             argv = mock.patch.object(sys, "argv", ["series", "track", *words])
             tracked = mock.patch.object(track, "track", return_value=result)
-            done, lock = mock.Mock(returncode=3), mock.patch.object(series, "lock")
-            with argv, tracked, lock, mock.patch("subprocess.run", return_value=done) as run:
+            done, alone = mock.Mock(returncode=3), mock.patch.object(tree, "alone")
+            with argv, tracked, alone, mock.patch("subprocess.run", return_value=done) as run:
                 code = series.program()
             names = [pathlib.Path(call.args[0][1]).name for call in run.mock_calls]
             self.assertEqual((code, names), expected)
