@@ -2,7 +2,6 @@
 """git on the kernel tree of the series, with the same result for every user."""
 
 import os
-import pathlib
 import re
 import shutil
 import tempfile
@@ -93,14 +92,17 @@ def am(tree, files, *options):
 def am_aside(files, onto, touched):
     """Returns the commit that patches make of another. The tree's own files stay as they are, so
     that make sees no change where there is none."""
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        git("worktree", "prune")
-        git("worktree", "add", "--quiet", "--no-checkout", "--detach", scratch, onto)
-        git("read-tree", "HEAD", tree=scratch)
-        names = git("ls-tree", "--name-only", "HEAD", "--", *touched, tree=scratch).splitlines()
-        git("checkout-index", "--", *names, tree=scratch)
-        am(pathlib.Path(scratch), files)
-        return git("rev-parse", "HEAD", tree=scratch)
+    scratch = TREE.with_name("linux.am")
+    shutil.rmtree(scratch, ignore_errors=True)
+    git("worktree", "prune")
+    git("worktree", "add", "--quiet", "--no-checkout", "--detach", scratch, onto)
+    git("read-tree", "HEAD", tree=scratch)
+    names = git("ls-tree", "--name-only", "HEAD", "--", *touched, tree=scratch).splitlines()
+    git("checkout-index", "--", *names, tree=scratch)
+    am(scratch, files)
+    commit = git("rev-parse", "HEAD", tree=scratch)
+    git("worktree", "remove", "--force", scratch)
+    return commit
 
 
 def apply(files, onto, *options):
