@@ -33,7 +33,8 @@ def fill(folder, installed):
     programs = [*(installed / "kvm").glob("userfault_*"), installed / "kvm/set_memory_region_test"]
     for path in filter(pathlib.Path.exists, programs):
         if kernel.elf_machine(path) != kernel.EM_AARCH64:
-            raise LabError(f"{path.name} could not be built.\nSee why in {LOGS / 'selftests-series-here.log'}.")
+            log = LOGS / "selftests-series-here.log"
+            raise LabError(f"{path.name} could not be built.\nSee why in {log}.")
         output(["llvm-strip", "-o", folder / "kvm" / path.name, path])
     # The benchmark is no test.
     names = sorted(path.name for path in (folder / "kvm").iterdir())
