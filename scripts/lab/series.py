@@ -30,6 +30,8 @@ def apply_patches(args):
 @lock("linux")
 def export_patches(_):
     """Writes patches/ and what mirrors them from the tree."""
+    if not kgit.tip():
+        raise LabError(f"{kgit.TREE} has no series.\n'scripts/series apply' puts it there.")
     if track.on_another_base():
         raise LabError("the series is on another base: 'scripts/series track' exports it there")
     count, files = export.write()

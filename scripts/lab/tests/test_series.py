@@ -10,6 +10,7 @@ import base
 import export
 import kgit
 import patches
+import series
 import small
 import tree
 from common import LabError
@@ -30,6 +31,13 @@ class Series(small.Small):
             self.assertIn(words, first)
         export.write()
         self.assertEqual(patches.cover_file().read_text(), first)
+
+    def test_nothing_to_export(self):
+        """A tree that has no series yet is told so."""
+        self.git("checkout", "--quiet", "--detach", "base")
+        self.git("branch", "--quiet", "--delete", "--force", kgit.BRANCH)
+        with self.assertRaisesRegex(LabError, "has no series"):
+            series.export_patches(None)
 
     def test_mirror_changed(self):
         """A mirrored file that was edited, removed or added by hand is named."""
