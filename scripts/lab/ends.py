@@ -13,7 +13,7 @@ from common import output, step
 from overlay import overlays
 from passed import Passed
 
-# What each part is built and run with: without RUST, and with all that it has.
+# What each part can be built and run with: without RUST, and with all that it has.
 VARIANTS = ["4k-norust", "4k"]
 MACHINE = "nofwb"
 NO_TEST = ("Documentation/", "MAINTAINERS")
@@ -43,9 +43,12 @@ def look(passed, key, commit, variant, jobs=None):
 
 
 def variants(commit, whole):
-    """Returns what a part's end is run with: RUST makes a difference once the helper is there."""
-    helper = kgit.git("ls-tree", "--name-only", commit, "--", "arch/arm64/kvm/userfault/")
-    return VARIANTS if whole else VARIANTS[1:] if helper else VARIANTS[:1]
+    """Returns what a part's end is run with; unless it is looked at on the whole, without RUST
+    until there is a helper, and with it from there on."""
+    if whole:
+        return VARIANTS
+    helper = kgit.git("ls-tree", commit, "--", "arch/arm64/kvm/userfault/")
+    return VARIANTS[1:] if helper else VARIANTS[:1]
 
 
 def check_each(jobs=None, tested=(), whole=False):

@@ -20,9 +20,6 @@ from common import CACHE, LAB, LOGS, LabError, output, say, step
 PARTS = ["kernel", "command line", "mode of KVM", "CPU", "configuration"]
 RESULTS = {"tests": "# Totals:", "figures": "value=", "counts": "# bench: "}
 
-# What 'scripts/test' runs of the programs: the suite has a check of its own.
-CHECKED = ["set_memory_region_test", "userfault_exits", "userfault_interface"]
-
 
 def fill(folder, installed):
     """Copies what is needed of the installed selftests into a folder, with what runs it."""
@@ -101,7 +98,6 @@ def check(name, build, jobs=None):
         archive(packed, jobs)
         folder.mkdir()
         output(["tar", "-C", folder, "--strip-components=1", "-xzf", packed])
-        (folder / "kselftest-list.txt").write_text("".join(f"kvm:{one}\n" for one in CHECKED))
         initrd = kernel.initrd(build, folder, pathlib.Path(scratch) / "initrd.cpio.gz")
         command = "/kselftest/here && cat kvm-userfault-*.txt"
         code, lines = machine.boot(name, build, initrd, command, show=False, timeout=1800)

@@ -122,10 +122,10 @@ def apply(force=False):
     if not work and applied() == [patches.digest(), kgit.tip()]:
         return
     say(f"applying {len(patches.patch_files())} patches to {kgit.TREE}")
+    commit = kgit.am_aside(patches.patch_files(), "base", patches.touched_files())
     if work:
         # Nothing is lost for good: the reflog of the branch still names it.
         kgit.git("clean", "--quiet", "-d", "--force")
-    commit = kgit.am_aside(patches.patch_files(), "base", patches.touched_files())
     state = kgit.note("applying")
     write_if_changed(state, f"{patches.digest()} {commit}\n")
     show(state)
@@ -140,8 +140,8 @@ def users():
 
 @contextlib.contextmanager
 def alone():
-    """Waits until no other run uses the tree, and keeps it from others, who may change it then. That
-    comes before the lock of the tree, for which those who use the tree ask for a moment."""
+    """Waits until no other run uses the tree, and keeps it from others, who may change it then.
+    That comes before the lock of the tree, for which those who use the tree ask for a moment."""
     wait_for(users())
     try:
         with lock("linux"):

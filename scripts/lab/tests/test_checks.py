@@ -70,6 +70,16 @@ class Checks(unittest.TestCase):
         with mock.patch.object(ends, "check_each", return_value=looks):
             self.assertEqual(test.parts_alone(None, []), wrong)
 
+    def test_variants(self):
+        """A part's end runs without RUST until there is a helper, and both ways on the whole."""
+        for listing, whole, expected in (
+            ("", False, ["4k-norust"]),
+            ("100644 blob 0\tmarks.rs", False, ["4k"]),
+            ("", True, ["4k-norust", "4k"]),
+        ):
+            with mock.patch.object(ends.kgit, "git", return_value=listing):
+                self.assertEqual(ends.variants("commit", whole), expected)
+
 
 class Once(small.Small):
     """What is not looked at again."""

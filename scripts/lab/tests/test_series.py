@@ -63,6 +63,17 @@ class Series(small.Small):
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
         self.assertEqual(tree.own_work(), "")
 
+    def test_force_with_a_patch_that_does_not_apply(self):
+        """What was to be thrown away for patches stays where these do not apply."""
+        path = self.patches / "0001-KVM-Add-a-file.patch"
+        path.write_text(path.read_text().replace("-line 15", "-other"))
+        self.write("notes", "mine\n")
+        self.write("virt/kvm/kvm_main.c", "mine\n")
+        with self.assertRaisesRegex(LabError, "does not apply"):
+            tree.apply(force=True)
+        texts = [(self.tree / name).read_text() for name in ("notes", "virt/kvm/kvm_main.c")]
+        self.assertEqual(texts, ["mine\n", "mine\n"])
+
     def test_tree_in_use(self):
         """A run that builds from the tree keeps others from changing it until it has ended."""
 
@@ -166,7 +177,8 @@ class Series(small.Small):
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
 
     def test_times(self):
-        """Other patches change no file but those that differ: make would build again what uses them."""
+        """Other patches change only files that differ: make builds again what uses a changed one.
+        """
         names = ["virt/kvm/kvm_main.c", "arch/arm64/kvm/new.rs"]
         for name in names:
             os.utime(self.tree / name, (1, 1))
