@@ -71,8 +71,6 @@ def name_variants():
 
 def write():
     """Writes patches/ and the mirrored folders from the branch."""
-    if not kgit.tip():
-        raise LabError("there is no tree yet: run 'scripts/series apply' first")
     if kgit.git("status", "--porcelain"):
         raise LabError(f"{kgit.TREE} has uncommitted changes: commit them first")
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:

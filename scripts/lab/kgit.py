@@ -94,8 +94,9 @@ def am_aside(files, onto, touched):
     that make sees no change where there is none."""
     scratch = TREE.with_name("linux.am")
     shutil.rmtree(scratch, ignore_errors=True)
-    git("worktree", "prune")
-    git("worktree", "add", "--quiet", "--no-checkout", "--detach", scratch, onto)
+    # Twice: what a run has left that was killed while it added this is locked.
+    forced = ["--force", "--force"]
+    git("worktree", "add", "--quiet", *forced, "--no-checkout", "--detach", scratch, onto)
     git("read-tree", "HEAD", tree=scratch)
     names = git("ls-tree", "--name-only", "HEAD", "--", *touched, tree=scratch).splitlines()
     git("checkout-index", "--", *names, tree=scratch)

@@ -193,4 +193,5 @@ def console(process, limits):
         raise TimeoutError(f"did not finish in {limits.timeout} seconds")
     finally:
         process.kill()
-        reader.join()
+        # What else has the console could keep it open.
+        reader.join(10)

@@ -15,6 +15,8 @@ from common import CACHE, LabError, lock, say, step, wait_for, write_if_changed
 # What the tree holds after work on the series.
 UNCOMMITTED = "uncommitted changes"
 UNEXPORTED = "commits that are not exported"
+# Stands for the commit of a branch that is not there yet.
+NOTHING = "nothing"
 
 
 def have_base():
@@ -72,18 +74,25 @@ def set_base(commit):
         kgit.git("checkout", "--quiet", "--force", "base")
 
 
-def show(state):
-    """Makes the branch the commit that a note names, and brings the tree's files up to it."""
-    kgit.git("checkout", "--quiet", "--force", "-B", kgit.BRANCH, state.read_text().split()[1])
-    state.replace(kgit.note("applied"))
+def show(checksum, commit):
+    """Makes the branch a commit, brings the tree's files up to it, and remembers what it is of."""
+    kgit.git("checkout", "--quiet", "--force", "-B", kgit.BRANCH, commit)
+    write_if_changed(kgit.note("applied"), f"{checksum} {commit}\n")
+    kgit.note("applying").unlink()
 
 
 def recover():
-    """Completes what a run has begun that was killed while it changed the tree."""
+    """Completes what a run has begun that was killed while it changed the tree, unless somebody has
+    committed since."""
     state = kgit.note("applying")
-    if state.exists():
+    if not state.exists():
+        return
+    words = state.read_text().split()
+    if len(words) == 3 and (kgit.tip() or NOTHING) in words[1:]:
         (kgit.TREE / ".git/index.lock").unlink(missing_ok=True)
-        show(state)
+        show(*words[:2])
+    else:
+        state.unlink()
 
 
 def applied():
@@ -122,13 +131,14 @@ def apply(force=False):
     if not work and applied() == [patches.digest(), kgit.tip()]:
         return
     say(f"applying {len(patches.patch_files())} patches to {kgit.TREE}")
+    checksum = patches.digest()
     commit = kgit.am_aside(patches.patch_files(), "base", patches.touched_files())
-    if work:
+    # Somebody may have worked meanwhile.
+    if keep_own_work(force):
         # Nothing is lost for good: the reflog of the branch still names it.
         kgit.git("clean", "--quiet", "-d", "--force")
-    state = kgit.note("applying")
-    write_if_changed(state, f"{patches.digest()} {commit}\n")
-    show(state)
+    write_if_changed(kgit.note("applying"), f"{checksum} {commit} {kgit.tip() or NOTHING}\n")
+    show(checksum, commit)
 
 
 @functools.cache

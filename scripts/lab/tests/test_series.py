@@ -170,11 +170,52 @@ class Series(small.Small):
 
     def test_killed_while_applying(self):
         """What a run leaves that is killed while it changes files is no work of the user's."""
-        kgit.note("applied").rename(kgit.note("applying"))
+        commit = kgit.tip()
+        kgit.note("applying").write_text(f"{patches.digest()} {commit} {commit}\n")
         (self.tree / ".git/index.lock").touch()
         self.write("virt/kvm/kvm_main.c", "half\n")
         self.assertEqual(tree.own_work(), "")
         self.assertIn("with userfault", (self.tree / "virt/kvm/kvm_main.c").read_text())
+
+    def test_work_after_a_failure(self):
+        """What was committed since applying failed stays, and is named."""
+        old = self.git("rev-parse", f"{kgit.BRANCH}~")
+        for note in (f"checksum {old} {kgit.tip()}\n", ""):
+            kgit.note("applying").write_text(note)
+            self.git("commit", "--quiet", "--allow-empty", "--message=More")
+            commit = kgit.tip()
+            self.assertEqual((tree.own_work(), kgit.tip()), (tree.UNEXPORTED, commit))
+            self.assertFalse(kgit.note("applying").exists())
+
+    def test_work_while_applying(self):
+        """What somebody writes while patches are applied aside stays, and is named."""
+        path = self.patches / "0001-KVM-Add-a-file.patch"
+        path.write_text(path.read_text().replace("+// New.", "+// Newer."))
+        am = kgit.am
+
+        def am_slowly(*words):
+            """Somebody writes meanwhile."""
+            am(*words)
+            self.write("virt/kvm/kvm_main.c", "mine\n")
+
+        self.replace(kgit, am=am_slowly)
+        with self.assertRaisesRegex(LabError, tree.UNCOMMITTED):
+            tree.apply()
+        self.assertEqual((self.tree / "virt/kvm/kvm_main.c").read_text(), "mine\n")
+
+    def test_killed_while_adding_a_work_tree(self):
+        """What such a run leaves is locked, and no other work tree goes."""
+        mine = self.root / "mine"
+        self.git("worktree", "add", "--quiet", "--detach", mine, "base")
+        mine.rename(self.root / "elsewhere")
+        aside = self.root / "linux.am"
+        self.git("worktree", "add", "--quiet", "--lock", "--detach", aside, "base")
+        shutil.rmtree(aside)
+        path = self.patches / "0001-KVM-Add-a-file.patch"
+        path.write_text(path.read_text().replace("+// New.", "+// Newer."))
+        tree.apply()
+        (self.root / "elsewhere").rename(mine)
+        self.assertEqual(self.git("rev-parse", "HEAD", tree=mine), kgit.tip("base"))
 
     def test_times(self):
         """Other patches change only files that differ: make builds again what uses a changed one.
