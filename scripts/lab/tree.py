@@ -88,7 +88,7 @@ def recover():
     if not state.exists():
         return
     words = state.read_text().split()
-    if len(words) == 3 and (kgit.tip() or NOTHING) in words[1:]:
+    if (kgit.tip() or NOTHING) in words[1:]:
         (kgit.TREE / ".git/index.lock").unlink(missing_ok=True)
         show(*words[:2])
     else:
