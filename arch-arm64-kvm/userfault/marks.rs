@@ -4,7 +4,8 @@
 
 use kernel::{
     bitmap::Bitmap,
-    num::casts::usize_as_u64,
+    num::casts::FromSafeCast,
+    prelude::*,
     sync::barrier::{
         smp_mb,
         Read, //
@@ -20,14 +21,14 @@ use crate::slot::{
 const MARKS_PER_BYTE: u64 = 8;
 
 // The bitmap is read as bytes and looked at as words.
-const _: () = assert!(cfg!(target_endian = "little"));
+static_assert!(cfg!(target_endian = "little"));
 
 /// The number of a byte in the bitmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Byte(pub(crate) u64);
 
 /// A number of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ByteCount(pub(crate) u64);
 
 /// A slot's bitmap, in the VMM's memory.
@@ -119,7 +120,7 @@ impl<'a> Marks<'a> {
 
     /// Returns the page of a bit of the range, or its end.
     fn page(&self, bit: usize) -> Page {
-        let pages_before = usize_as_u64(bit.wrapping_sub(self.begin));
+        let pages_before = u64::from_safe_cast(bit.wrapping_sub(self.begin));
         // By the invariant this does not wrap.
         Page(self.pages.first().0.wrapping_add(pages_before))
     }

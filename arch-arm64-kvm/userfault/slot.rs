@@ -7,7 +7,7 @@
 pub(crate) struct Gfn(pub(crate) u64);
 
 /// A number of pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageCount(pub(crate) u64);
 
 /// The number of a page in its slot, which is that of its bit in the bitmap.

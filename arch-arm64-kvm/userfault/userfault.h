@@ -10,16 +10,10 @@
 
 #include <linux/bits.h>
 #include <linux/errno.h>
-#include <linux/pgtable.h>
 #include <linux/sizes.h>
 #include <linux/types.h>
 
 #include <asm/page.h>
-
-/* As a constant for bindgen, which does not evaluate the macro. */
-enum {
-	KVM_USERFAULT_BLOCK_SIZE = PMD_SIZE,
-};
 
 /*
  * The marks of a memslot, chunk by chunk: each is read at once, without a lock,
@@ -49,10 +43,13 @@ struct kvm_userfault_cursor {
 };
 
 #ifdef CONFIG_KVM_ARM64_USERFAULT_HELPER
+/* The size of a mapping of @gfn, a page or a block.  May sleep. */
 u64 kvm_userfault_map_size(const u8 __user *bitmap, u64 base_gfn, u64 npages,
 			   u64 gfn);
+/* Reads the marks of some pages.  Returns 0, or -EFAULT.  May sleep. */
 int kvm_userfault_next_chunk(struct kvm_userfault_cursor *cursor, u64 gfn,
 			     u64 npages);
+/* Finds the next run.  Returns 1, 0 if there is none, or -EINVAL. */
 int kvm_userfault_next_run(struct kvm_userfault_cursor *cursor);
 #else
 static inline u64 kvm_userfault_map_size(const u8 __user *bitmap, u64 base_gfn,

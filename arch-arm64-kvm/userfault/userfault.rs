@@ -8,26 +8,22 @@
 //! name what to unmap: a bug in this crate can break a promise of userfault, but cannot map what C
 //! would not have mapped.
 //!
-//! The answers come from `size`, `chunk`, `marks` and `slot`, which have no pointer and no `unsafe`
-//! code, and never panic. The functions below turn what C passes into their types. A type that
-//! cannot be made of it, like a bitmap that cannot be read, gives the answer that holds whatever
-//! the marks are.
+//! The answers come from [`size`], [`chunk`], [`marks`] and [`slot`], which have no pointer and no
+//! `unsafe` code, and never panic. The functions below turn what C passes into their types. A type
+//! that cannot be made of it, like a bitmap that cannot be read, gives the answer that holds
+//! whatever the marks are.
 //!
 //! C header: [`arch/arm64/kvm/userfault/userfault.h`](srctree/arch/arm64/kvm/userfault/userfault.h)
 
 use kernel::{
     bindings,
     num::casts::{
-        u32_as_u64,
         u32_as_usize,
         usize_as_u64, //
     },
     page::PAGE_SIZE,
     prelude::*,
-    uaccess::{
-        UserPtr,
-        UserSlice, //
-    }, //
+    uaccess::UserSlice, //
 };
 
 mod chunk;
@@ -53,12 +49,11 @@ use crate::{
 /// The sizes of this host.
 const SIZES: Sizes = Sizes::new(
     ByteCount(usize_as_u64(PAGE_SIZE)),
-    ByteCount(u32_as_u64(bindings::KVM_USERFAULT_BLOCK_SIZE)),
+    ByteCount(usize_as_u64(bindings::PMD_SIZE)),
 );
 
 /// Room for the marks of a block, in words, wherever in a byte the first is.
-const BLOCK_WORDS: usize =
-    u32_as_usize(bindings::KVM_USERFAULT_BLOCK_SIZE) / PAGE_SIZE / u32_as_usize(usize::BITS) + 1;
+const BLOCK_WORDS: usize = bindings::PMD_SIZE / PAGE_SIZE / u32_as_usize(usize::BITS) + 1;
 
 /// Where a bitmap is.
 struct VmmBitmap(UserPtr);
@@ -127,7 +122,7 @@ pub unsafe extern "C" fn kvm_userfault_next_chunk(
     gfn: u64,
     npages: u64,
 ) -> c_int {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements `cursor` is initialised, and used by nobody else.
     let cursor = unsafe { &mut *cursor };
     let bitmap = VmmBitmap::new(cursor.bitmap);
     let (first, count) = (Gfn(gfn), PageCount(npages));
@@ -165,7 +160,7 @@ pub unsafe extern "C" fn kvm_userfault_next_chunk(
 pub unsafe extern "C" fn kvm_userfault_next_run(
     cursor: *mut bindings::kvm_userfault_cursor,
 ) -> c_int {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements `cursor` is initialised, and used by nobody else.
     let cursor = unsafe { &mut *cursor };
     let (first, count) = (Gfn(cursor.chunk_gfn), PageCount(cursor.chunk_npages));
     let next = Gfn(cursor.next_gfn);

@@ -30,7 +30,8 @@ def added_files(last="HEAD"):
 def expected_mirrors(last):
     """Returns what the repo must show of the series, as {path in the repo: text}."""
     diff = kgit.git("diff", "--unified=0", "base", last, "--", "MAINTAINERS")
-    entry = re.findall(r"^\+(?!\+\+ )(.*)", diff, re.MULTILINE)
+    # A line that is added to another entry is not shown.
+    entry = re.findall(r"^\+(?!\+\+ )(.*)", max(diff.split("\n@@ "), key=len), re.MULTILINE)
     expected = {SNIPPET: "".join(f"{line}\n" for line in entry)} if entry else {}
     for name in added_files(last):
         for prefix, folder in MIRRORS.items():

@@ -63,6 +63,8 @@ class Build:
         (self.output / C).unlink()
         wrong = self.make("USERRUSTFLAGS=--there-is-no-such-flag")
         wrong += [] if is_program(self.output / C) else ["no test in C was built"]
+        if not self.make("USERRUSTFLAGS=--there-is-no-such-flag", "FORCE_TARGETS=1"):
+            wrong.append("make does not fail with FORCE_TARGETS")
         text = (self.output / RUST).read_text(errors="replace")
         return wrong + ([] if "could not be built" in text else ["nothing says what failed"])
 

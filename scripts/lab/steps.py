@@ -24,6 +24,8 @@ COMPILE = ["W=1", "arch/arm64/kvm/"]
 FIRST = "4k"
 BUILDS = {FIRST: ["Image"], "4k-norust": ["Image"]}
 BUILDS |= dict.fromkeys(["4k-gcc", "16k", "64k"], COMPILE)
+# Selftests depend on nothing of these.
+NOT_SELFTESTS = ("Documentation/", "MAINTAINERS", "arch/arm64/kvm/", "rust/", "virt/")
 NVHE = "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.o"
 # What says how a patch is looked at.
 LOOKS = ("steps.py", "kernel.py", "rust.py")
@@ -137,6 +139,30 @@ def check_build(variant, left, jobs):
             yield commit, [line for line in found if line not in old]
 
 
+def selftests(commit, build, jobs):
+    """Builds all selftests of a commit, which fails where one in Rust cannot be built."""
+    kgit.git("checkout", "--quiet", "--force", "--detach", commit)
+    kernel.selftests(kgit.TREE, build, jobs)
+    return []
+
+
+def check_selftests(passed, series, jobs):
+    """Builds the selftests of each patch; yields (commit, remarks)."""
+    texts, left = [(LAB / name).read_text() for name in LOOKS], {}
+    for commit, _ in series:
+        key = passed.key("selftests", content_of(commit, NOT_SELFTESTS), *texts)
+        if key not in passed.keys:
+            left.setdefault(key, commit)
+    build = kernel.directory(kgit.TREE, "selftests-each")
+    build.mkdir(parents=True, exist_ok=True)
+    with overlays(kgit.TREE, build):
+        for key, commit in left.items():
+            wrong = attempt(selftests, commit, build, jobs)
+            if not wrong:
+                passed.add(key)
+            yield commit, wrong
+
+
 def check_each(jobs=None):
     """Builds each patch in each way that has not passed yet; yields (variant, subject, remarks)."""
     passed, series = Passed(), commits()
@@ -152,3 +178,5 @@ def check_each(jobs=None):
             if not wrong:
                 passed.add(keys[commit])
             yield variant, dict(series)[commit], wrong
+    for commit, wrong in check_selftests(passed, series, jobs):
+        yield "selftests", dict(series)[commit], wrong

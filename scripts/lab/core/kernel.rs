@@ -45,10 +45,30 @@ pub mod num {
     /// By name of the types.
     pub mod casts {
         /// Widens a number.
-        pub const fn usize_as_u64(number: usize) -> u64 {
-            number as u64
+        pub trait FromSafeCast<T> {
+            /// Makes it of a smaller one.
+            fn from_safe_cast(value: T) -> Self;
+        }
+
+        impl FromSafeCast<usize> for u64 {
+            fn from_safe_cast(value: usize) -> Self {
+                value as u64
+            }
         }
     }
+}
+
+/// What the kernel's code has at hand.
+pub mod prelude {
+    pub use crate::static_assert;
+}
+
+/// Does not compile where something is not so.
+#[macro_export]
+macro_rules! static_assert {
+    ($condition:expr) => {
+        const _: () = assert!($condition);
+    };
 }
 
 /// Barriers, of which the order of reads is not looked at here.

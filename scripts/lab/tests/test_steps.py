@@ -28,7 +28,11 @@ class Steps(small.Scratch):
             files=lambda commit: [],
             sparse_words=list,
             overlays=mock.Mock(return_value=contextlib.nullcontext()),
-            kernel=mock.Mock(kernel=lambda tree, variant, *_: pathlib.Path(variant)),
+            kernel=mock.Mock(
+                kernel=lambda tree, variant, *_: pathlib.Path(variant),
+                directory=lambda tree, name: self.folder / name,
+                selftests=lambda *_: None,
+            ),
             kgit=mock.MagicMock(),
             patches=mock.Mock(**{"touched_files.return_value": []}),
         )
@@ -38,6 +42,7 @@ class Steps(small.Scratch):
         with mock.patch.object(steps, "look", side_effect=looks) as look:
             found = {(variant, subject): wrong for variant, subject, wrong in steps.check_each()}
             self.assertEqual(look.call_count, len(looks))
+        self.selftests = {key: found.pop(key) for key in list(found) if key[0] == "selftests"}
         return found
 
     def test_remarks(self):
@@ -55,3 +60,16 @@ class Steps(small.Scratch):
         self.assertEqual(again, [("4k", "Two"), ("16k", "Two")])
         self.source.update(one="alike", two="alike")
         self.assertEqual(list(self.results([], [])), [("4k", "One"), ("16k", "One")])
+
+    def test_selftests(self):
+        """Selftests are built at each patch, until they are: one that cannot be is told."""
+        builds = mock.Mock(side_effect=[None, LabError("no"), None])
+        with mock.patch.object(steps.kernel, "selftests", builds):
+            self.results(*[[]] * 6)
+            self.assertEqual(
+                self.selftests, {("selftests", "One"): [], ("selftests", "Two"): ["no"]}
+            )
+            self.results()
+            self.assertEqual(self.selftests, {("selftests", "Two"): []})
+            self.results()
+            self.assertEqual(self.selftests, {})

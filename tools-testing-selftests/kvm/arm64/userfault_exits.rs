@@ -320,7 +320,9 @@ fn check_unreadable_bitmap(backing: Backing) {
     machine.read(1..16);
 }
 
-/// The same where the file that holds the bitmap is truncated. A hole in it reads as not marked.
+/// The same where the file that holds the bitmap is truncated.
+///
+/// A hole in it reads as not marked.
 fn bitmap_may_lose_its_memory() {
     let mut machine = Machine::new(Backing::Anonymous, 16);
     let area = Area::new(Backing::Shmem, 1);
@@ -371,8 +373,9 @@ fn vcpus_share_a_page() {
     });
 }
 
-/// Where nobody clears a mark, vCPUs exit for it again and again, and can be stopped. Nothing else
-/// is lost: when the flag is cleared they run on.
+/// Where nobody clears a mark, vCPUs exit for it again and again, and can be stopped.
+///
+/// Nothing else is lost: when the flag is cleared they run on.
 fn marks_that_nobody_clears() {
     let mut machine = Machine::with_guest(Backing::Anonymous, 4, 2, guest::read_pages);
     machine.slot.fill();
@@ -396,7 +399,9 @@ fn marks_that_nobody_clears() {
     }
 }
 
-/// Where the bitmap is in its area: at an odd address for KVM. Whoever supplies pages has words.
+/// Where the bitmap is in its area: at an odd address for KVM.
+///
+/// Whoever supplies pages has words.
 const ODD: usize = 3;
 
 /// Supplies all pages of a slot and clears their marks, 64 at a time.
@@ -431,8 +436,8 @@ fn check_supply(machine: &mut Machine, bitmap: &Bitmap, supply: impl FnOnce(&Slo
         supply(slot);
         let lost = pages(0..bitmap.pages()).find(|page| bitmap.is_marked(*page));
         expect_eq!(lost, None, "a page that is still marked");
-        // The vCPU has been at all pages when it comes to the first and then to the last.
-        for page in [0, bitmap.pages() - 1].map(Page) {
+        // The vCPU has been at all pages when it comes to the last and then to the first.
+        for page in [bitmap.pages() - 1, 0].map(Page) {
             bitmap.mark(page);
             slot.discard(page);
             let is_asked = || asked.load(Ordering::Relaxed) == page.0;

@@ -487,7 +487,9 @@ impl World {
         }
     }
 
-    /// Sets or clears a mark. After it was set the page may be dropped, as is the rule.
+    /// Sets or clears a mark.
+    ///
+    /// After it was set the page may be dropped, as is the rule.
     fn change_mark(&mut self, random: &mut Random) {
         let (mut index, mut bit) = (random.below(self.marks.len()), random.of(&USED));
         let set = random.one_in(2);

@@ -126,8 +126,9 @@ fn execute(its: &Its, commands: Range<u64>) {
     its.set(GITS_CTLR, 1);
 }
 
-/// Returns the memory of a guest that was saved while the interrupt was pending. All of it was
-/// marked: KVM does not mind.
+/// Returns the memory of a guest that was saved while the interrupt was pending.
+///
+/// All of it was marked: KVM does not mind.
 fn snapshot() -> Vec<Vec<u8>> {
     let (machine, its) = machine();
     let count = machine.slot.pages();
@@ -214,6 +215,7 @@ fn restore_tables(its: &Its) {
 }
 
 /// Tables of an ITS that are restored while their pages are marked are empty, without an error.
+///
 /// They are found if they come by userfaultfd, or are supplied first.
 fn check_tables(supplied: Supplied, are_found: bool) {
     let (_machine, its) = restore(supplied, Part::Devices..Part::Commands, restore_tables);

@@ -79,7 +79,9 @@ fn clear_memory_has_pages() {
 }
 
 /// A mark keeps out the block that it is in, wherever it is there and its bit is in memory, and no
-/// other. When it is cleared, the block is mapped.
+/// other.
+///
+/// When it is cleared, the block is mapped.
 fn mark_keeps_its_own_block_out() {
     let mut machine = Machine::with_huge_pages(Backing::AnonymousThp, 2);
     let all = all(&machine);
@@ -167,6 +169,14 @@ fn unreadable_marks_keep_a_block_out() {
     expect_eq!(machine.run(), Exit::Error(Errno::EFAULT));
 }
 
+/// Checks that something is mapped, and nothing for writing.
+#[track_caller]
+fn expect_read_only(machine: &Machine) {
+    let mappings = machine.slot.mappings();
+    let is_writable = mappings.iter().any(|mapping| mapping.is_writable);
+    assert!(!mappings.is_empty() && !is_writable, "{mappings:x?}");
+}
+
 /// A permission fault that finds a block with a mark in it makes it pages, or at least the one that
 /// it is about, and does so for more blocks than a vCPU has tables in stock.
 fn permission_faults_split_blocks() {
@@ -187,9 +197,7 @@ fn permission_faults_split_blocks() {
     // The log takes the permission to write away from whatever is mapped.
     machine.slot.set_flags(KVM_MEM_LOG_DIRTY_PAGES);
     machine.slot.set_flags(0);
-    for mapping in machine.slot.mappings() {
-        assert!(!mapping.is_writable, "{mapping:x?}");
-    }
+    expect_read_only(&machine);
     let bitmap = Bitmap::new(size * BLOCKS);
     let _flag = machine.enable(&bitmap);
     (0..BLOCKS).for_each(|block| bitmap.mark(Page(block * size + 1)));
@@ -214,8 +222,8 @@ fn permission_faults_join_no_pages() {
     for page in pages(0..last) {
         expect_eq!(machine.run(), Exit::numbered(page));
     }
-    // The pages that are mapped stay so, for reading.
     [0, KVM_MEM_LOG_DIRTY_PAGES, 0].map(|flags| machine.slot.set_flags(flags));
+    expect_read_only(&machine);
     let bitmap = Bitmap::new(last + 1).with(last..last + 1);
     let _flag = machine.enable(&bitmap);
     let userfault = machine.userfault(Page(last));

@@ -20,8 +20,7 @@ use std::{
 
 const PAGES: usize = 16;
 
-/// Loads from a read-only slot exit as from any other, though all of it was mapped. Stores are for
-/// the VMM, as ever, which gets them with their address, whether the page is marked or not.
+/// Loads from a read-only slot exit as from any other, though all of it was mapped.
 fn read_only_slot() {
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
     machine.slot.fill();
@@ -49,6 +48,8 @@ fn block_of_a_read_only_slot_never_covers_a_marked_page() {
     expect_eq!(machine.run(), machine.userfault(Page(last)));
 }
 
+/// Stores to a read-only slot are for the VMM, as ever, which gets them with their address, whether
+/// the page is marked or not.
 fn stores_to_a_read_only_slot() {
     let mut machine = Machine::with_guest(Backing::Anonymous, 2, 1, guest::write_pages);
     let bitmap = Bitmap::new(2).with(0..1);
@@ -67,11 +68,10 @@ fn stores_to_a_read_only_slot() {
 
 /// Memory without a struct page for KVM, as drivers map it.
 fn memory_of_a_driver() {
-    let vm = Vm::new(1, 1, guest::read_pages);
-    if vm.0.capability(KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED) == 0 {
+    let (mut vm, vcpus) = Vm::new(1, 1, guest::read_pages);
+    if vm.capability(KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED) == 0 {
         ktap::skip("KVM cannot map such memory here (FEAT_S2FWB and CTR_EL0.DIC)");
     }
-    let (mut vm, vcpus) = vm;
     vm.map(Gva(GPA.0), GPA, 1);
     let slot = Slot::undeclared(&vm, &Area::of_perf_event(), SLOT, GPA);
     let bitmap = Bitmap::marked(1);
@@ -107,7 +107,7 @@ fn discarded_page_is_empty_when_it_is_cleared() {
     machine.read(4..PAGES);
 }
 
-/// Skips the case where a cgroup of this process has none of its memory in swap.
+/// Skips the case where a cgroup of this process may have no memory in swap.
 fn need_swap_of_cgroups() {
     let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
@@ -460,8 +460,10 @@ fn block_is_dropped_while_kvm_waits_for_its_marks() {
     expect_eq!(machine.run(), machine.userfault(Page(1)));
 }
 
-/// Where nobody serves the bitmap a vCPU waits. A kick is not lost then: KVM_RUN ends when the
-/// bitmap is there. Nor does the wait keep the VMM from ending, as this case does.
+/// Where nobody serves the bitmap a vCPU waits.
+///
+/// A kick is not lost then: KVM_RUN ends when the bitmap is there. Nor does the wait keep the VMM
+/// from ending, as this case does.
 fn bitmap_that_nobody_serves() {
     let mut machine = Machine::new(Backing::Anonymous, PAGES);
     machine.slot.fill();
@@ -579,16 +581,16 @@ fn tags_of_a_block_that_was_a_page() {
     expect_eq!(machine.run(), Exit::Sync(0, 0));
     machine.slot.set_flags(0);
     expect_eq!(machine.run(), Exit::Sync(1, 0));
-    expect_eq!(machine.slot.in_blocks().len(), count);
     expect_eq!(machine.run(), Exit::Sync(2, 0));
     for page in pages(0..count) {
         expect_eq!(machine.slot.tags(page)[0], guest_tags::TAG, "{page:?}");
     }
+    expect_eq!(machine.slot.in_blocks().len(), count);
 }
 
 test_main! {
     about: "Userfault on memory of all kinds, and with what the host does with memory.",
-    // Cases of what userfault does not need run without it too.
+    // Cases that do not need userfault run without it too.
     cases: [
         read_only_slot: needs_userfault,
         stores_to_a_read_only_slot: needs_userfault,

@@ -25,7 +25,9 @@ use std::{
 const L1_GPA: Gpa = Gpa(2 << 30);
 
 /// Where the one who accesses it has the slot: L2 in its physical addresses, and L1, for registers
-/// of L2, in its virtual addresses. Not the same, so that exits with the wrong one are noticed.
+/// of L2, in its virtual addresses.
+///
+/// Not the same, so that exits with the wrong one are noticed.
 const ELSEWHERE: u64 = 1 << 30;
 
 /// The slot with the stage 2 that L1 has for L2.
@@ -64,14 +66,18 @@ guest_code! {
         guest.enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
     }
 
-    /// As [`run_reader`], with [`GRANULE`]. L1 tells first whether it has that.
+    /// As [`run_reader`], with [`GRANULE`].
+    ///
+    /// L1 tells first whether it has that.
     fn run_reader_by_granule(guest: Guest, base: Gva, pages: u64, page_size: u64) {
         guest.sync(0, guest.has_stage2_granule_of_64k().into());
         guest.set_stage2(TABLE, GRANULE as u64);
         guest.enter_l2(guest_el2::STAGE2, guest::read_pages, base, pages, page_size)
     }
 
-    /// As [`run_reader`], where the CPU sets the access flag. L1 tells first whether it can.
+    /// As [`run_reader`], where the CPU sets the access flag.
+    ///
+    /// L1 tells first whether it can.
     fn run_reader_without_access_flag(guest: Guest, base: Gva, pages: u64, page_size: u64) {
         guest.set_stage2(TABLE, page_size);
         guest.sync(0, guest.let_cpu_set_access_flag().into());
@@ -126,9 +132,10 @@ guest_code! {
     }
 }
 
-/// The page of the slot with L2's registers, and where TPIDR_EL2 is, in bytes from the page's
-/// start to the registers and in words to TPIDR_EL2. Registers take 4K, whatever the size of a
-/// page is.
+/// The page of the slot with L2's registers, and where TPIDR_EL2 is, in bytes from the page's start
+/// to the registers and in words to TPIDR_EL2.
+///
+/// Registers take 4K, whatever the size of a page is.
 const REGISTERS: Page = Page(1);
 
 fn registers_offset() -> usize {
@@ -221,8 +228,9 @@ fn check_marked_page_of_l2(backing: Backing) {
     machine.read_all();
 }
 
-/// A store of L2 exits as a load does, and is executed anew. The log has L1's pages that L2 writes
-/// to, when it does.
+/// A store of L2 exits as a load does, and is executed anew.
+///
+/// The log has L1's pages that L2 writes to, when it does.
 fn store_of_l2_exits() {
     let (mut machine, _table) = with_l2([Backing::Anonymous; 2], 4, 1, run_writer);
     let bitmap = Bitmap::marked(4);
@@ -466,8 +474,10 @@ impl Aside {
     }
 }
 
-/// L1 and its L2 run to the end from memory of which nothing is there: code, stacks, the tables of
-/// both stages, and what L2 reads. Each page is asked for once.
+/// L1 and its L2 run from memory of which nothing is there: code, stacks, the tables of both
+/// stages, and what L2 reads.
+///
+/// Each page is asked for once.
 fn check_all_of_l1(backing: Backing) {
     let (mut machine, table) = with_l2([backing; 2], 3, 1, run_reader);
     // This one is always anonymous.
@@ -490,8 +500,10 @@ fn check_all_of_l1(backing: Backing) {
     }
 }
 
-/// How long a race takes at least. Rounds are few under emulation: KVM drops all that it has for
-/// all L2s when something is dropped in the slot, and takes its time for it.
+/// How long a race takes at least.
+///
+/// Rounds are few under emulation: KVM drops all that it has for all L2s when something is dropped
+/// in the slot, and takes its time for it.
 const RACE: Duration = Duration::from_secs(5);
 
 /// A page is taken from L2s that use it, over and over: they exit for it, and none sees it empty.
@@ -729,8 +741,10 @@ fn race_for_vncr_pages() {
     });
 }
 
-/// KVM reads L1's stage 2 tables for L2. A marked page of them exits with its address, as often as
-/// it is tried, injects nothing into L1, and is read again when it is clear.
+/// KVM reads L1's stage 2 tables for L2.
+///
+/// A marked page of them exits with its address, as often as it is tried, injects nothing into L1,
+/// and is read again when it is clear.
 fn marked_stage2_table_of_l1_exits() {
     let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, run_reader);
     let bitmap = Bitmap::marked(table.slot.pages());
@@ -775,8 +789,9 @@ fn table_is_dropped_while_kvm_waits_for_it() {
     expect_eq!(machine.run(), Exit::Sync(0, L1_GPA.0));
 }
 
-/// KVM writes to L1's stage 2 tables where L1's CPU is to set the access flag. A marked page of
-/// them exits all the same, and the flag is set in what was supplied.
+/// KVM writes to L1's stage 2 tables where L1's CPU is to set the access flag.
+///
+/// A marked page of them exits all the same, and the flag is set in what was supplied.
 fn access_flag_is_set_in_a_supplied_table() {
     let entry = run_reader_without_access_flag;
     let (mut machine, table) = with_l2([Backing::Anonymous; 2], 4, 1, entry);
@@ -811,8 +826,9 @@ fn last_table(machine: &mut Machine, address: Gva) -> (Slot, Page) {
     (tables, page)
 }
 
-/// KVM reads L1's stage 1 tables to find the page that VNCR_EL2 points to. A marked page of them
-/// exits with its address, and injects nothing into L1.
+/// KVM reads L1's stage 1 tables to find the page that VNCR_EL2 points to.
+///
+/// A marked page of them exits with its address, and injects nothing into L1.
 fn marked_stage1_table_of_a_vncr_page_exits() {
     let mut machine = with_registers(Backing::Anonymous, 1, 0);
     let (tables, page) = last_table(&mut machine, Gva(ELSEWHERE));
@@ -827,8 +843,9 @@ fn marked_stage1_table_of_a_vncr_page_exits() {
     expect_eq!(machine.run(), Exit::Sync(WRITTEN, 101));
 }
 
-/// KVM reads L1's stage 1 tables to translate an address for it. A marked page of them exits with
-/// its address, and L1 is told the right address when it is clear.
+/// KVM reads L1's stage 1 tables to translate an address for it.
+///
+/// A marked page of them exits with its address, and L1 is told the right address when it is clear.
 fn check_stage1_table_of_a_translation(entry: guest::Entry) {
     let (mut vm, mut vcpus) = Vm::new(4, 1, entry);
     let slot = Slot::new(&mut vm, Backing::Anonymous, SLOT, L1_GPA, 4);

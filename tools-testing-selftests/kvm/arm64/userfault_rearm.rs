@@ -74,8 +74,9 @@ fn pages_of_hugetlb() {
     }
 }
 
-/// Does something while another thread keeps mmap_lock busy. Faults wait for that, and so have a
-/// page marked and dropped between any two steps of theirs.
+/// Does something while another thread keeps mmap_lock busy.
+///
+/// Faults wait for that, and so have a page marked and dropped between any two steps of theirs.
 fn while_mmap_lock_is_busy(something: impl FnOnce()) {
     let busy = Area::new(Backing::Anonymous, 4096);
     busy.fill();
@@ -102,8 +103,10 @@ fn spin(round: u64) {
 }
 
 /// Has vCPUs look for a zero in a page that is dropped and filled again over and over: none may see
-/// the page while it is dropped, however faults meet with the mark and the drop. None goes on with
-/// the page of before either: now and then each has to exit until it gets the page back.
+/// the page while it is dropped, however faults meet with the mark and the drop.
+///
+/// None goes on with the page of before either: now and then each has to exit until it gets the
+/// page back.
 ///
 /// `prepare` makes the memory what it is to be in each round, and returns whether it is; it may be
 /// the one who gives the page back. `discard` drops the page, and maybe others.
@@ -208,8 +211,9 @@ fn discard_all(slot: &Slot, _: Page) {
     expect_eq!(area.advise(0..area.pages(), Advice::DontNeed), Ok(()));
 }
 
-/// Makes the memory a huge page again, of which a page was dropped. That it now and then finds the
-/// memory in use is no concern of this.
+/// Makes the memory a huge page again, of which a page was dropped.
+///
+/// That it now and then finds the memory in use is no concern of this.
 fn collapse(slot: &Slot, _: &Bitmap) -> bool {
     let area = slot.area();
     area.advise(0..area.pages(), Advice::Collapse).is_ok()

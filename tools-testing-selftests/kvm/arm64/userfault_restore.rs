@@ -2,7 +2,7 @@
 
 //! Restores a guest from a snapshot file on demand, as a VMM would.
 //!
-//! The guest runs at once, with none of its memory there, and verifies all that it finds. Pages
+//! The guest runs at once, with none of the memory there that it verifies. Pages
 //! come from the file as they are touched: read by a handler thread, by the vCPU's own thread, or
 //! by a handler thread of userfaultfd without userfault. Each way is measured. A failure means
 //! that a restored guest would have seen a page that is not the one that was saved.
@@ -46,7 +46,9 @@ const fn word(number: u64) -> u64 {
 
 guest_code! {
     /// Verifies the memory from `base` on, starting at an offset so that vCPUs meet pages in
-    /// different orders. Reports the offset of the first wrong word, if there is one.
+    /// different orders.
+    ///
+    /// Reports the offset of the first wrong word, if there is one.
     fn verify(guest: Guest, base: Gva, size: u64, start: u64) {
         let mut done = 0;
         let mut offset = start;

@@ -342,8 +342,9 @@ fn slot_is_created_with_the_flag() {
     machine.read(5..16);
 }
 
-/// Slots come and go, each with a slice of one bitmap, as memory is plugged and unplugged. What is
-/// marked stays marked.
+/// Slots come and go, each with a slice of one bitmap, as memory is plugged and unplugged.
+///
+/// What is marked stays marked.
 fn slots_with_slices_of_one_bitmap() {
     const PAGES: usize = 16;
     let (mut vm, mut vcpus) = Vm::new(3 * PAGES, 1, guest::read_pages);

@@ -366,7 +366,9 @@ impl Area {
     }
 
     /// Maps a page that has no struct page for KVM, as drivers map theirs (VM_PFNMAP): that of a
-    /// perf event. Skips the case where there is none for this user.
+    /// perf event.
+    ///
+    /// Skips the case where there is none for this user.
     #[track_caller]
     pub fn of_perf_event() -> Self {
         let event = bindings::perf_event_attr {
@@ -487,7 +489,9 @@ impl Area {
         (self.pointer(start, len).cast(), len)
     }
 
-    /// Changes what may be done with the pages. This process ends if it does anything else.
+    /// Changes what may be done with the pages.
+    ///
+    /// This process ends if it does anything else.
     #[track_caller]
     pub fn protect(&self, access: Access) {
         self.protect_pages(0..self.pages(), access);
@@ -497,8 +501,8 @@ impl Area {
     #[track_caller]
     pub fn protect_pages(&self, pages: Range<usize>, access: Access) {
         let (start, len) = self.range(pages);
-        // SAFETY: The range is inside the mapping, where nothing but atomics is accessed, and that
-        // only while it is allowed.
+        // SAFETY: The range is inside the mapping, where nothing but atomics is accessed. An access
+        // that is not allowed ends the process.
         let ret = unsafe { bindings::mprotect(start, len, access.protection()) };
         Errno::check(ret).expect("mprotect failed");
     }
@@ -528,8 +532,9 @@ impl Area {
         }
     }
 
-    /// Drops a page from this mapping. The next access finds it unmapped, and empty if the memory
-    /// is private.
+    /// Drops a page from this mapping.
+    ///
+    /// The next access finds it unmapped, and empty if the memory is private.
     #[track_caller]
     pub fn drop_page(&self, page: Page) {
         let dropped = self.advise(page.0..page.0 + 1, Advice::DontNeed);
@@ -551,7 +556,9 @@ impl Area {
         Errno::check(ret).expect("cannot punch a hole");
     }
 
-    /// Cuts the file off after some pages. This process ends if it accesses what is gone.
+    /// Cuts the file off after some pages.
+    ///
+    /// This process ends if it accesses what is gone.
     #[track_caller]
     pub fn truncate(&self, pages: usize) {
         let len = self.0.file_start + Bytes::of_pages(pages).0;
@@ -647,8 +654,9 @@ impl Area {
         assert_eq!(poisoned, Ok(()), "MADV_HWPOISON");
     }
 
-    /// Has the kernel move a page to other memory, and skips the case as [`Area::poison`] does. The
-    /// page may be in use, so that it stays where it is.
+    /// Has the kernel move a page to other memory, and skips the case as [`Area::poison`] does.
+    ///
+    /// The page may be in use, so that it stays where it is.
     #[track_caller]
     pub fn move_page(&self, page: Page) -> Result<(), Errno> {
         self.take_out(page, bindings::MADV_SOFT_OFFLINE)

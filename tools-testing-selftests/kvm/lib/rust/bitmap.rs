@@ -65,7 +65,9 @@ impl Bitmap {
         &self.area
     }
 
-    /// Returns the word that a page has its bit in, and the bit. A bitmap may begin within a word.
+    /// Returns the word that a page has its bit in, and the bit.
+    ///
+    /// A bitmap may begin within a word.
     #[track_caller]
     fn bit(&self, page: Page) -> (&AtomicU64, u64) {
         assert!(page.0 < self.pages, "{page:?} of {} pages", self.pages);

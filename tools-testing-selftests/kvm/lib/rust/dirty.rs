@@ -8,16 +8,20 @@ use std::sync::atomic::{
     Ordering, //
 };
 
-// SAFETY: Each takes what api.rst has for it. The addresses are of bitmaps for all of the slot,
-// which nobody changes meanwhile.
+// SAFETY: This takes what api.rst has for it. The address is of a bitmap for all of the slot, which
+// nobody changes meanwhile.
 const GET_DIRTY_LOG: Ioctl<bindings::kvm_dirty_log> =
     unsafe { Ioctl::new(bindings::LIBKVM_GET_DIRTY_LOG) };
+// SAFETY: As above.
 const CLEAR_DIRTY_LOG: Ioctl<bindings::kvm_clear_dirty_log> =
     unsafe { Ioctl::new(bindings::LIBKVM_CLEAR_DIRTY_LOG) };
+// SAFETY: This takes no argument, and a number is ignored.
 const RESET_DIRTY_RINGS: Number = unsafe { Number::new(bindings::LIBKVM_RESET_DIRTY_RINGS) };
 
 impl Slot {
-    /// Returns the pages that KVM_GET_DIRTY_LOG reports, and starts over.
+    /// Returns the pages that KVM_GET_DIRTY_LOG reports.
+    ///
+    /// KVM starts over, unless it leaves that to the VMM.
     #[track_caller]
     pub fn dirty_pages(&self) -> Vec<Page> {
         let _changing = self.changing();

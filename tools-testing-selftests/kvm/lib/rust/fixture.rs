@@ -58,7 +58,9 @@ impl Machine {
     }
 
     /// Creates a machine as [`Machine::new`] does, whose slot is `count` huge pages of the host,
-    /// which have all of their memory. Skips the case where the host has none.
+    /// which have all of their memory.
+    ///
+    /// Skips the case where the host has none.
     #[track_caller]
     pub fn with_huge_pages(backing: Backing, count: usize) -> Self {
         Self::with_huge_pages_and_guest(backing, count, 1, guest::read_pages)
@@ -111,7 +113,9 @@ impl Machine {
     }
 
     /// Runs all vCPUs, each in a thread of its own, while another thread does something, and stops
-    /// them when that is done. `on_exit` gets all of their exits, with the number of the vCPU.
+    /// them when that is done.
+    ///
+    /// `on_exit` gets all of their exits, with the number of the vCPU.
     #[track_caller]
     pub fn run_while<T>(
         &mut self,

@@ -9,8 +9,8 @@
 //!
 //! [`guest_code!`](crate::guest_code) puts such functions together in a section, and the program is
 //! not built if one of them calls what is not there and not libkvm's for guests: a panic, an
-//! allocation, the C library. So index nothing, and calculate by `wrapping_` or `checked_`
-//! functions.
+//! allocation, the C library. Calls by pointers that are in data, as of a `dyn`, are not looked at.
+//! So index nothing, and calculate by `wrapping_` or `checked_` functions.
 //!
 //! Whatever a guest does, it does by its [`Guest`], which no code of the host has. Addresses are
 //! the guest's own: an access goes nowhere but into the guest's memory, and an address without
@@ -27,8 +27,9 @@ pub struct Guest(u64);
 /// [`Vcpu::set_args`](crate::Vcpu::set_args) has set.
 pub type Entry = extern "C" fn(Guest, Gva, u64, u64) -> !;
 
-/// Defines guest code: functions of type [`Entry`], which the host so has no way to call. They have
-/// no attributes but documentation: one that names a function has the host call it.
+/// Defines guest code: functions of type [`Entry`], which the host so has no way to call.
+///
+/// They have no attributes but documentation: one that names a function has the host call it.
 #[macro_export]
 macro_rules! guest_code {
     ($(
@@ -43,7 +44,7 @@ macro_rules! guest_code {
         $visible extern "C" fn $name(
             guest: $crate::Guest, base: $crate::Gva, first: u64, second: u64,
         ) -> ! {
-            #[deny(unsafe_code)]
+            #[forbid(unsafe_code)]
             #[inline(always)]
             fn body($guest: $crate::Guest, $base: $crate::Gva, $first: u64, $second: u64) -> ! {
                 $body
@@ -102,15 +103,18 @@ impl Guest {
 
 guest_code! {
     /// Reads the first word of `pages` pages from `base` on, `stride` bytes apart, and hands the
-    /// host each page's number and the word. Starts over at the end.
+    /// host each page's number and the word.
+    ///
+    /// Starts over at the end.
     pub fn read_pages(guest: Guest, base: Gva, pages: u64, stride: u64) {
         guest.for_each_page(base, pages, stride, |page, address| {
             guest.sync(page, guest.read(address));
         })
     }
 
-    /// Writes each page's number to its first word, and hands it to the host. Starts over at the
-    /// end.
+    /// Writes each page's number to its first word, and hands it to the host.
+    ///
+    /// Starts over at the end.
     pub fn write_pages(guest: Guest, base: Gva, pages: u64, stride: u64) {
         guest.for_each_page(base, pages, stride, |page, address| {
             guest.write(address, page);

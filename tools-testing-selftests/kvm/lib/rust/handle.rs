@@ -14,8 +14,9 @@ use std::{
     sync::Mutex, //
 };
 
-// SAFETY: Both take a number.
+// SAFETY: This takes a number.
 const CREATE_VM: Number = unsafe { Number::new(bindings::LIBKVM_CREATE_VM) };
+// SAFETY: As above.
 const CHECK_EXTENSION: Number = unsafe { Number::new(bindings::LIBKVM_CHECK_EXTENSION) };
 
 /// A VM of libkvm or without it, freed with its last user, and then the memory that it was given.

@@ -71,8 +71,10 @@ const EXIT_FAILED: i32 = 1;
 /// How long a case may take, if that is said.
 static LIMIT: OnceLock<Duration> = OnceLock::new();
 
-/// Returns how long a case may take. Where kselftest's runner gives all of them so many seconds,
-/// one that hangs leaves most of these to the others.
+/// Returns how long a case may take.
+///
+/// Where kselftest's runner gives all of them so many seconds, one that hangs leaves most of these
+/// to the others.
 fn limit() -> Duration {
     *LIMIT.get_or_init(|| {
         let all = env::var("kselftest_timeout").ok();
@@ -85,7 +87,9 @@ fn limit() -> Duration {
 }
 
 /// Counts the rounds of a loop that goes on until something is so, which is looked at after `least`
-/// rounds. Fails if that takes half of the time that the case has, from then on.
+/// rounds.
+///
+/// Fails if that takes half of the time that the case has, from then on.
 #[track_caller]
 pub fn rounds(
     least: usize,
@@ -119,8 +123,9 @@ static CASE: OnceLock<&str> = OnceLock::new();
 /// What others have to know of it, a line each: what to [`undo`], and how it ended.
 static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// The process that has started this one for a case. It is told all of that as well, and so knows
-/// it when this one is killed.
+/// The process that has started this one for a case.
+///
+/// It is told all of that as well, and so knows it when this one is killed.
 static PARENT: OnceLock<UnixStream> = OnceLock::new();
 
 /// Set in a process that a case has started.
@@ -237,8 +242,9 @@ pub fn diagnostic(text: &str) {
     text.lines().for_each(|line| say(&format!("{mark}{line}")));
 }
 
-/// Checks that something is as expected, and shows both if it is not. What it is may be said in
-/// addition, as for [`format!`].
+/// Checks that something is as expected, and shows both if it is not.
+///
+/// What it is may be said in addition, as for [`format!`].
 #[macro_export]
 macro_rules! expect_eq {
     ($seen:expr, $expected:expr $(,)?) => {
@@ -305,8 +311,10 @@ fn run_here(case: Case, needs: fn()) -> ! {
 #[must_use = "it may fail"]
 pub struct Process(i32);
 
-/// Starts a process that does something. What it has in common with this one is memory that is
-/// shared; KVM does not work for it. No other thread may have been started before.
+/// Starts a process that does something.
+///
+/// What it has in common with this one is memory that is shared; KVM does not work for it, so it
+/// must not use a [`Vcpu`]. No other thread may have been started before.
 #[track_caller]
 pub fn start_process(run: impl FnOnce()) -> Process {
     match fork().expect("fork failed") {
@@ -344,6 +352,7 @@ struct Output {
 
 impl Output {
     /// Takes what is there, but not more than fits into a connection, as it may go on for ever.
+    ///
     /// Prints what the process has printed, so that nobody takes it for a part of the report, but
     /// for half a line, if that is not too long or `all` there will be.
     fn take(&mut self, all: bool) {
@@ -577,8 +586,10 @@ pub fn run(about: &str, needs: fn(), cases: &[Case]) -> ! {
 }
 
 /// Makes a test program of a list of cases, each a function without arguments, or a name and what
-/// it runs: `case = || check(Backing::Shmem)`. What a case needs and others do not stands behind
-/// its name, as a function that skips the case: `case: needs_helper`.
+/// it runs: `case = || check(Backing::Shmem)`.
+///
+/// What a case needs and others do not stands behind its name, as a function that skips the case:
+/// `case: needs_helper`.
 #[macro_export]
 macro_rules! test_main {
     (@run $case:ident) => {

@@ -17,10 +17,11 @@ use std::{
 
 const USERFAULT: u32 = bindings::KVM_MEM_USERFAULT;
 
-// SAFETY: Each takes what api.rst has for it. The address of memory is that of an area that the VM
-// keeps, and KVM does no more than read the bitmap.
+// SAFETY: This takes what api.rst has for it. The address of memory is that of an area that the VM
+// keeps.
 const SET_USER_MEMORY_REGION: Ioctl<bindings::kvm_userspace_memory_region> =
     unsafe { Ioctl::new(bindings::LIBKVM_SET_USER_MEMORY_REGION) };
+// SAFETY: As above, and KVM does no more than read the bitmap.
 const SET_USER_MEMORY_REGION2: Ioctl<bindings::kvm_userspace_memory_region2> =
     unsafe { Ioctl::new(bindings::LIBKVM_SET_USER_MEMORY_REGION2) };
 
@@ -34,8 +35,9 @@ struct SlotInner {
     area: Area,
     /// What KVM has been told last.
     state: Mutex<State>,
-    /// Held while KVM is told something, or does something whose size is that of the slot. The
-    /// state is not locked meanwhile: memory is accessed at any moment of a change.
+    /// Held while KVM is told something, or does something whose size is that of the slot.
+    ///
+    /// The state is not locked meanwhile: memory is accessed at any moment of a change.
     changing: Mutex<()>,
 }
 
@@ -123,7 +125,9 @@ impl Region {
         self
     }
 
-    /// Calls KVM_SET_USER_MEMORY_REGION2. What KVM takes is what the slot is from then on.
+    /// Calls KVM_SET_USER_MEMORY_REGION2.
+    ///
+    /// What KVM takes is what the slot is from then on.
     ///
     /// The flag of userfault is set by [`Slot::enable`], which minds the bitmap.
     #[track_caller]
@@ -132,9 +136,10 @@ impl Region {
         self.set_unguarded()
     }
 
-    /// As [`Region::set`], with the flag of userfault or without it. Nobody clears the flag, and
-    /// nobody minds whether the bitmap is still in use: KVM does no more than read there, and the
-    /// VM keeps the area.
+    /// As [`Region::set`], with the flag of userfault or without it.
+    ///
+    /// Nobody clears the flag, and nobody minds whether the bitmap is still in use: KVM does no
+    /// more than read there, and the VM keeps the area.
     #[track_caller]
     pub fn set_unguarded(self) -> Result<(), Errno> {
         let _changing = self.slot.changing();
@@ -183,8 +188,10 @@ impl Region {
     }
 }
 
-/// A slot that has the flag, which it loses when this is dropped. Until then the bitmap has to be
-/// there; whoever forgets this instead has the flag stay, and the VM keeps the bitmap's memory.
+/// A slot that has the flag, which it loses when this is dropped.
+///
+/// Until then the bitmap has to be there; whoever forgets this instead has the flag stay, and the
+/// VM keeps the bitmap's memory.
 #[must_use = "the flag is cleared when this is dropped"]
 pub struct Userfault<'b> {
     slot: Slot,
@@ -389,7 +396,7 @@ impl Slot {
 
     /// Returns the page of the memory that a page is.
     #[track_caller]
-    fn inside(&self, page: Page) -> Page {
+    pub(crate) fn inside(&self, page: Page) -> Page {
         let region = self.state().region;
         assert!(
             page.offset().0 < region.memory_size,

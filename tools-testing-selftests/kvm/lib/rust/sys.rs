@@ -85,7 +85,8 @@ impl Number {
     ///
     /// # Safety
     ///
-    /// The request must take a number.
+    /// The request must take a number, and [`call`](Self::call) be given files that KVM has made or
+    /// /dev/kvm.
     pub(crate) const unsafe fn new(request: u32) -> Self {
         Self(request)
     }
@@ -101,7 +102,7 @@ impl Number {
 const SET_DEVICE_ATTR: Ioctl<bindings::kvm_device_attr> =
     unsafe { Ioctl::new(bindings::LIBKVM_SET_DEVICE_ATTR) };
 
-/// Sets an attribute of a device or vCPU.
+/// Sets an attribute of a device or vCPU, whose type in api.rst is `T`.
 pub(crate) fn set_attribute<T>(fd: RawFd, group: u32, attr: u32, value: &T) -> Result<(), Errno> {
     let mut attribute = bindings::kvm_device_attr {
         group,
@@ -119,8 +120,9 @@ extern "C" {
     fn memcmp(first: *const c_void, second: *const c_void, len: usize) -> c_int;
 }
 
-/// What Rust's standard library compares by. The C library has it in one object with memcmp(),
-/// which libkvm has too.
+/// What Rust's standard library compares by.
+///
+/// The C library has it in one object with memcmp(), which libkvm has too.
 ///
 /// # Safety
 ///
@@ -177,7 +179,9 @@ pub(crate) fn on_each_cpu(mut call: impl FnMut()) {
 }
 
 /// Returns whether the host is asked to protect guests' memory from itself, and so does not have
-/// their stage 2 in its hands. No capability tells.
+/// their stage 2 in its hands.
+///
+/// No capability tells.
 pub(crate) fn is_protected_host() -> bool {
     fs::read_to_string("/proc/cmdline")
         .expect("cannot read /proc/cmdline")

@@ -20,8 +20,8 @@ impl Trace {
         let what = format!("no trace events: {instances:?}");
         ktap::need(fs::read_dir(&instances), what);
         let instance = instances.join(format!("kvm_selftest-{}", process::id()));
-        fs::create_dir(&instance).expect("cannot create a trace instance");
         ktap::at_end(&instance.to_string_lossy(), None);
+        fs::create_dir(&instance).expect("cannot create a trace instance");
         let enable = instance.join("events").join(event).join("enable");
         fs::write(&enable, "1").unwrap_or_else(|error| panic!("{enable:?}: {error}"));
         Self(instance)

@@ -159,7 +159,9 @@ impl Uffd {
         })
     }
 
-    /// Fills a page and wakes whoever waits for it. A page that is there already stays.
+    /// Fills a page and wakes whoever waits for it.
+    ///
+    /// A page that is there already stays.
     #[track_caller]
     pub fn copy(&self, page: Page, content: &[u8]) {
         assert_eq!(content.len(), page_size(), "not a page");

@@ -134,7 +134,9 @@ impl Kick {
 
 /// A virtual CPU.
 pub struct Vcpu {
-    /// libkvm's pointer. Who uses it has the vCPU mutably.
+    /// libkvm's pointer.
+    ///
+    /// Who uses it has the vCPU mutably, or reads what never changes.
     pub(crate) raw: *mut bindings::kvm_vcpu,
     kick: Kick,
     /// Where ucalls are, and where libkvm's memory is.

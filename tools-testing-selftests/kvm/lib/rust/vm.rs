@@ -10,15 +10,18 @@ use std::{
     sync::Arc, //
 };
 
-// SAFETY: Each takes what api.rst has for it, in which there is no address.
+// SAFETY: This takes what api.rst has for it, in which there is no address.
 const CREATE_GUEST_MEMFD: Ioctl<bindings::kvm_create_guest_memfd> =
     unsafe { Ioctl::new(bindings::LIBKVM_CREATE_GUEST_MEMFD) };
+// SAFETY: As above.
 const ENABLE_CAP: Ioctl<bindings::kvm_enable_cap> =
     unsafe { Ioctl::new(bindings::LIBKVM_ENABLE_CAP) };
+// SAFETY: This takes a number's address.
 const ARM_VCPU_FINALIZE: Ioctl<i32> = unsafe { Ioctl::new(bindings::LIBKVM_ARM_VCPU_FINALIZE) };
 
-/// libkvm's own slot. The guest has its code, its stacks and its page tables there, from guest
-/// address 0 on.
+/// libkvm's own slot.
+///
+/// The guest has its code, its stacks and its page tables there, from guest address 0 on.
 pub(crate) const OWN_SLOT: u32 = 0;
 
 /// A virtual machine.
@@ -52,31 +55,11 @@ impl Kind {
     }
 }
 
-/// Returns a mode of libkvm's with 40 bits of guest physical addresses in place of one with more.
-/// KVM itself gives a VM 40 bits if it is not asked for another number. When a VM ends KVM goes
-/// through all of its addresses: with 48 bits and more that takes a while.
-#[allow(non_upper_case_globals)]
-fn with_40_bits(mode: bindings::vm_guest_mode) -> bindings::vm_guest_mode {
-    use bindings::*;
-    match mode {
-        vm_guest_mode_VM_MODE_P52V48_4K | vm_guest_mode_VM_MODE_P48V48_4K => {
-            vm_guest_mode_VM_MODE_P40V48_4K
-        }
-        vm_guest_mode_VM_MODE_P52V48_16K | vm_guest_mode_VM_MODE_P48V48_16K => {
-            vm_guest_mode_VM_MODE_P40V48_16K
-        }
-        vm_guest_mode_VM_MODE_P52V48_64K | vm_guest_mode_VM_MODE_P48V48_64K => {
-            vm_guest_mode_VM_MODE_P40V48_64K
-        }
-        other => other,
-    }
-}
-
 impl Vm {
     /// Skips the case where guests do not have all addresses up to `end`.
     pub fn need_addresses(end: Gpa) {
         let bits = system_capability(bindings::KVM_CAP_ARM_VM_IPA_SIZE);
-        // See with_40_bits().
+        // libkvm's default.
         if end > Gpa(1 << bits.min(40)) {
             ktap::skip("guests have no addresses for so many pages of this size");
         }
@@ -105,7 +88,7 @@ impl Vm {
         // What __vm_create() does, but for capabilities that want a VM without memory.
         let shape = bindings::vm_shape {
             // SAFETY: libkvm sets this before main().
-            mode: with_40_bits(unsafe { bindings::vm_mode_default }) as u8,
+            mode: unsafe { bindings::vm_mode_default } as u8,
             ..Default::default()
         };
         // SAFETY: libkvm checks what it is asked for.

@@ -49,7 +49,9 @@ pub const WAYS: [Way; 16] = [
 
 guest_code! {
     /// Accesses the first word of page n in the nth of [`WAYS`], and hands the host n and what it
-    /// has loaded. Starts over at the end.
+    /// has loaded.
+    ///
+    /// Starts over at the end.
     pub fn access_in_all_ways(guest: Guest, base: Gva, pages: u64, stride: u64) {
         guest.for_each_page(base, pages, stride, |page, address| {
             guest.sync(page, access(&guest, page, address));
@@ -57,7 +59,9 @@ guest_code! {
     }
 
     /// Loads the word that has its one half in a page and the other in the next, hands the host 0
-    /// and what it has loaded, stores [`STORED`] there and hands it 1. Starts over at the end.
+    /// and what it has loaded, stores [`STORED`] there and hands it 1.
+    ///
+    /// Starts over at the end.
     pub fn access_a_seam(guest: Guest, base: Gva, _pages: u64, stride: u64) {
         let seam = base + Bytes(stride.wrapping_sub(4));
         loop {
@@ -68,7 +72,9 @@ guest_code! {
     }
 
     /// Prefetches the first word of each page and has the MMU translate its address, neither of
-    /// which exits, and hands the host the page's number. Starts over at the end.
+    /// which exits, and hands the host the page's number.
+    ///
+    /// Starts over at the end.
     pub fn touch_without_access(guest: Guest, base: Gva, pages: u64, stride: u64) {
         guest.for_each_page(base, pages, stride, |page, address| {
             touch(&guest, address);
@@ -77,7 +83,9 @@ guest_code! {
     }
 
     /// Loads the first words of each page as a vector of FEAT_SVE, hands the host the page's number
-    /// and the first of them, stores it in all, and does so again. Starts over at the end.
+    /// and the first of them, stores it in all, and does so again.
+    ///
+    /// Starts over at the end.
     pub fn access_by_sve(guest: Guest, base: Gva, pages: u64, stride: u64) {
         enable_sve(&guest);
         guest.for_each_page(base, pages, stride, |page, address| {

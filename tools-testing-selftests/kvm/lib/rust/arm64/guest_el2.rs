@@ -133,6 +133,7 @@ impl Guest {
     }
 
     /// As [`Guest::translate`], for an L2 whose stage 1 is off: by what [`Guest::set_stage2`] has.
+    ///
     /// HCR_EL2 stays as it is for L2.
     #[inline(always)]
     pub fn translate_for_l2(&self, address: Gva) -> u64 {

@@ -34,6 +34,7 @@ impl Guest {
     }
 
     /// Returns the number of the interrupt that the GIC has for this vCPU, or 1023 if it has none.
+    ///
     /// It is not taken.
     #[inline(always)]
     pub fn pending_interrupt(&self) -> u64 {

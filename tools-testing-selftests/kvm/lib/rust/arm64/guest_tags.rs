@@ -17,8 +17,9 @@ guest_code! {
         })
     }
 
-    /// Reads a word, writes it, and gives the first granule of each page the tag [`TAG`]. The host
-    /// sees an exit after each of the three.
+    /// Reads a word, writes it, and gives the first granule of each page the tag [`TAG`].
+    ///
+    /// The host sees an exit after each of the three.
     pub fn write_tags(guest: Guest, base: Gva, pages: u64, stride: u64) {
         enable_tags(&guest);
         guest.sync(0, guest.read(base));

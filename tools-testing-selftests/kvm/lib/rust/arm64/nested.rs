@@ -5,8 +5,9 @@
 use crate::*;
 use std::ops::Range;
 
-/// The tables for [`Guest::set_stage2`](crate::Guest::set_stage2): what L1 maps in L2. They have a
-/// slot of their own: a table of blocks, and one of pages.
+/// The tables for [`Guest::set_stage2`](crate::Guest::set_stage2): what L1 maps in L2.
+///
+/// They have a slot of their own: a table of blocks, and one of pages.
 pub struct L2Table {
     /// The slot.
     pub slot: Slot,
@@ -70,8 +71,9 @@ impl L2Table {
         self.slot.read(Page(0), index as usize)
     }
 
-    /// Maps one of L2's pages, of the size of the granule, to L1's at `target`. All such pages are
-    /// in the place of one block.
+    /// Maps one of L2's pages, of the size of the granule, to L1's at `target`.
+    ///
+    /// All such pages are in the place of one block.
     #[track_caller]
     pub fn map_page(&self, address: Gpa, target: Gpa) {
         assert_ne!(self.granule, 4096, "its blocks have no table of pages");

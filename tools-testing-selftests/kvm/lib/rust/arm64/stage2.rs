@@ -34,8 +34,9 @@ impl Mapping {
         self.level < PAGE_LEVEL
     }
 
-    /// Reads a line such as
-    /// `0x0000000040000000-0x0000000040200000           2M 2     R W px ux AF BLK`.
+    /// Reads a line such as `0x0000000040000000-0x0000000040200000           2M 2     R W px ux AF
+    /// BLK`.
+    ///
     /// Returns [`None`] if it is about entries that are not valid, and an error if this is not what
     /// such a line looks like.
     fn parse(line: &str) -> Result<Option<Self>, &str> {
@@ -94,8 +95,9 @@ fn read(path: &Path) -> Vec<Mapping> {
     entries.filter_map(parse).collect()
 }
 
-/// Returns the mappings of a range of guest addresses, cut to the range. Neighbours that are alike
-/// are one, whatever else the kernel shows of them.
+/// Returns the mappings of a range of guest addresses, cut to the range.
+///
+/// Neighbours that are alike are one, whatever else the kernel shows of them.
 fn within(mappings: impl IntoIterator<Item = Mapping>, range: Range<Gpa>) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = Vec::new();
     for mapping in mappings {

@@ -26,6 +26,7 @@ impl Slot {
 
     #[track_caller]
     fn copy_tags(&self, page: Page, tags: &mut [u8], direction: u32) {
+        self.inside(page);
         let mut copy = bindings::kvm_arm_copy_mte_tags {
             guest_ipa: self.gpa(page).0,
             length: (tags.len() * 16) as u64,
