@@ -2,10 +2,10 @@
 
 //! Restores a guest from a snapshot file on demand, as a VMM would.
 //!
-//! The guest runs at once, with none of the memory there that it verifies. Pages
-//! come from the file as they are touched: read by a handler thread, by the vCPU's own thread, or
-//! by a handler thread of userfaultfd without userfault. Each way is measured. A failure means
-//! that a restored guest would have seen a page that is not the one that was saved.
+//! The guest runs at once, with none of the memory there that it verifies. Pages come from the file
+//! as they are touched: read by a handler thread, by the vCPU's own thread, or by a handler thread
+//! of userfaultfd without userfault. Each way is measured. A failure means that a restored guest
+//! would have seen a page that is not the one that was saved.
 
 use libkvm::*;
 use std::{

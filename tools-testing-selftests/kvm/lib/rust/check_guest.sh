@@ -4,7 +4,8 @@
 # Fail if guest code in an object or archive calls what a guest does not have,
 # or takes its address: anything but other guest code, and what libkvm has for
 # guests. So a panic, an allocation or a call of the C library is noticed when a
-# test is built. Pointers in data are not followed. $1 is the file; with $2 it must have guest code.
+# test is built. Pointers in data are not followed. $1 is the file; with $2 it
+# must have guest code.
 
 { "${READELF:-readelf}" -SsrW "$1" 2>&1 || echo unreadable; } | awk -v file="$1" -v must="$2" '
 	function fail(what) {

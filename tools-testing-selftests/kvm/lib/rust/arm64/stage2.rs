@@ -34,8 +34,8 @@ impl Mapping {
         self.level < PAGE_LEVEL
     }
 
-    /// Reads a line such as `0x0000000040000000-0x0000000040200000           2M 2     R W px ux AF
-    /// BLK`.
+    /// Reads a line such as
+    /// `0x0000000040000000-0x0000000040200000           2M 2     R W px ux AF BLK`.
     ///
     /// Returns [`None`] if it is about entries that are not valid, and an error if this is not what
     /// such a line looks like.
