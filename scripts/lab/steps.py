@@ -139,6 +139,16 @@ def check_build(variant, left, jobs):
             yield commit, [line for line in found if line not in old]
 
 
+def not_passed(passed, keys):
+    """Returns {key: commit} of {commit: key}, without what has passed. Commits that are alike but
+    for what a build does not see are looked at once."""
+    left = {}
+    for commit, key in keys.items():
+        if key not in passed.keys:
+            left.setdefault(key, commit)
+    return left
+
+
 def selftests(commit, build, jobs):
     """Builds all selftests of a commit, which fails where one in Rust cannot be built."""
     kgit.git("checkout", "--quiet", "--force", "--detach", commit)
@@ -148,15 +158,15 @@ def selftests(commit, build, jobs):
 
 def check_selftests(passed, series, jobs):
     """Builds the selftests of each patch; yields (commit, remarks)."""
-    texts, left = [(LAB / name).read_text() for name in LOOKS], {}
-    for commit, _ in series:
-        key = passed.key("selftests", content_of(commit, NOT_SELFTESTS), *texts)
-        if key not in passed.keys:
-            left.setdefault(key, commit)
+    texts = [(LAB / name).read_text() for name in LOOKS]
+    keys = {
+        commit: passed.key("selftests", content_of(commit, NOT_SELFTESTS), *texts)
+        for commit, _ in series
+    }
     build = kernel.directory(kgit.TREE, "selftests-each")
     build.mkdir(parents=True, exist_ok=True)
     with overlays(kgit.TREE, build):
-        for key, commit in left.items():
+        for key, commit in not_passed(passed, keys).items():
             wrong = attempt(selftests, commit, build, jobs)
             if not wrong:
                 passed.add(key)
@@ -169,11 +179,7 @@ def check_each(jobs=None):
     for variant in BUILDS:
         without = () if variant == FIRST else NOT_KERNEL
         keys = {commit: key_of(passed, variant, commit, without, LOOKS) for commit, _ in series}
-        # Commits that are alike but for what the build does not see are looked at once.
-        left = {}
-        for commit, key in keys.items():
-            if key not in passed.keys:
-                left.setdefault(key, commit)
+        left = not_passed(passed, keys)
         for commit, wrong in check_build(variant, left.values(), jobs) if left else ():
             if not wrong:
                 passed.add(keys[commit])
